@@ -1,0 +1,216 @@
+#include "base/cluster_config.h"
+
+#include <charconv>
+#include <limits>
+
+#include "base/config_reader.h"
+
+namespace base {
+namespace {
+
+constexpr uint64_t kMiB = 1u << 20;
+constexpr uint64_t kTiB = uint64_t{1} << 40;
+constexpr uint32_t kAny = std::numeric_limits<uint32_t>::max();
+
+// Reads one ClusterConfig from one file. Each field is described in exactly one line of fields().
+class ClusterFile {
+ public:
+  explicit ClusterFile(Reader* reader) : reader_(*reader) {}
+
+  ClusterConfig read() {
+    cluster_and_nodes();
+    process();
+    check_offered();
+    check_together();
+    return std::move(c_);
+  }
+
+ private:
+  void cluster_and_nodes();
+  void process();
+  void check_offered();
+  void check_together();
+  void check_address(const char* key, const std::string& value, uint16_t least_port);
+
+  template <class T>
+  void only(const char* section, const char* key, const T& value, const T& offered,
+            std::string_view why) {
+    if (value == offered) return;
+    if constexpr (std::is_same_v<T, std::string>) {
+      reader_.complain(
+          section, key,
+          fmt::format("\"{}\" is not offered; only \"{}\" is: {}", value, offered, why));
+    } else {
+      reader_.complain(section, key,
+                       fmt::format("{} is not offered; only {} is: {}", value, offered, why));
+    }
+  }
+
+  Reader& reader_;
+  ClusterConfig c_;
+};
+
+std::string last_name(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path.substr(path.rfind('/') + 1);
+}
+
+void ClusterFile::cluster_and_nodes() {
+  Section cluster = reader_.section("cluster");
+  cluster.text("name", &c_.name, "name of the cluster, for people");
+  cluster.text("model", &c_.model, "Hugging Face style folder, relative to the working directory");
+  c_.served_model_name = last_name(c_.model);
+  cluster.text("served_model_name", &c_.served_model_name,
+               "the model's name in the API, by default its folder's");
+  cluster.text("http", &c_.http, "address of the API");
+  cluster.text("coordinator", &c_.coordinator, "address that nodes register at");
+
+  Section prefill = reader_.section("prefill");
+  prefill.integer("stages", &c_.prefill_stages, {1, 64, "pipeline stages (CPP depth)"});
+  prefill.integer("sequence_parallel", &c_.sequence_parallel, {1, kAny, "ranks per stage"});
+  prefill.integer("chunk_tokens", &c_.chunk_tokens,
+                  {0, 1u << 16, "tokens of a prompt per pipeline step"});
+  prefill.bytes("kv_ram", &c_.prefill_kv_bytes, {kMiB, kTiB, "KV of prompts in flight, per stage"});
+
+  Section decode = reader_.section("decode");
+  decode.integer("ranks", &c_.decode_ranks, {1, 256, "decode ranks (EP degree)"});
+  decode.integer("kv_parallel", &c_.kv_parallel, {1, kAny, "ranks that share a sequence's KV"});
+  decode.integer("redundant_experts", &c_.redundant_experts,
+                 {0, kAny, "replicas of busy experts, per rank"});
+  decode.integer("max_batch", &c_.max_batch, {1, 4096, "sequences per step and rank"});
+  decode.integer("mtp_steps", &c_.mtp_steps, {0, kAny, "tokens drafted per step"});
+  decode.integer("steps_per_schedule", &c_.steps_per_schedule,
+                 {1, kAny, "decode steps per scheduling decision"});
+  decode.bytes("kv_ram", &c_.decode_kv_bytes, {kMiB, kTiB, "KV of running sequences, per rank"});
+
+  Section kvstore = reader_.section("kvstore");
+  kvstore.integer("nodes", &c_.kvstore_nodes, {0, 1, "kvstore processes; 0: no prefix cache"});
+  kvstore.bytes("ram", &c_.kvstore_ram_bytes, {kMiB, kTiB, "RAM tier, per process"});
+  kvstore.text("disk", &c_.kvstore_disk, "folder of the disk tier; empty: none");
+}
+
+void ClusterFile::process() {
+  Section numerics = reader_.section("numerics");
+  numerics.choice("mode", &c_.numerics_mode, {{"invariant", "fast"}, "kernels"});
+  numerics.choice("kv", &c_.numerics_kv, {{"bf16", "f32"}, "type of KV"});
+  numerics.choice("weights", &c_.numerics_weights,
+                  {{"as_stored", "bf16", "int8", "int4"}, "type of weights"});
+  numerics.integer("threads", &c_.threads, {1, 256, "compute threads per process"});
+
+  Section transport = reader_.section("transport");
+  transport.text("bind", &c_.bind, "address nodes listen on; the system chooses the port");
+  transport.choice("same_host", &c_.same_host,
+                   {{"tcp", "ipc"}, "how nodes of one host talk to each other"});
+  transport.bytes("max_message", &c_.max_message_bytes,
+                  {kMiB, uint64_t{1} << 30, "largest message"});
+
+  Section timing = reader_.section("timing");
+  timing.duration_ms("heartbeat", &c_.heartbeat_ms, {10, 60'000, "interval of heartbeats"});
+  timing.integer("heartbeat_misses", &c_.heartbeat_misses,
+                 {1, 100, "a node is dead after one more interval than this without a heartbeat"});
+
+  Section limits = reader_.section("limits");
+  limits.integer("max_requests", &c_.max_requests,
+                 {1, 1u << 20, "requests admitted at once; more are refused with 429"});
+  uint64_t max_body = c_.max_body_bytes;
+  limits.bytes("max_body", &max_body, {1024, 1u << 30, "largest HTTP request body"});
+  c_.max_body_bytes = static_cast<uint32_t>(max_body);
+  limits.duration_ms("request_deadline", &c_.request_deadline_ms,
+                     {100, 24 * 3'600'000, "a request that takes longer ends with an error"});
+  limits.integer("max_context", &c_.max_context,
+                 {0, 1u << 24, "tokens of prompt and answer; 0: the model's"});
+
+  Section placement = reader_.section("placement");
+  placement.choice("policy", &c_.placement,
+                   {{"kv_aware", "least_loaded", "round_robin", "random"}, "where requests run"});
+
+  Section log = reader_.section("log");
+  log.choice("format", &c_.log_format, {{"text", "json"}, "one line an event in either"});
+  log.choice("level", &c_.log_level,
+             {{"debug", "info", "warn", "error"}, "the least that is told"});
+}
+
+void ClusterFile::check_offered() {
+  only("prefill", "sequence_parallel", c_.sequence_parallel, 1u,
+       "a stage is one process in this version");
+  only("decode", "kv_parallel", c_.kv_parallel, 1u,
+       "a sequence's KV stands on one rank in this version");
+  only("decode", "redundant_experts", c_.redundant_experts, 0u,
+       "experts have one copy in this version");
+  only("decode", "mtp_steps", c_.mtp_steps, 0u, "this version does not speculate");
+  only("decode", "steps_per_schedule", c_.steps_per_schedule, 1u,
+       "every step is scheduled in this version");
+  only("kvstore", "disk", c_.kvstore_disk, std::string(), "this version has no disk tier");
+  only("numerics", "mode", c_.numerics_mode, std::string("invariant"),
+       "this version has no other kernels");
+  only("numerics", "weights", c_.numerics_weights, std::string("as_stored"),
+       "this version does not convert weights");
+  if (c_.chunk_tokens == 0) {
+    reader_.complain("prefill", "chunk_tokens",
+                     "0 (dynamic) is not offered; a fixed number of tokens is");
+  }
+}
+
+// host:port with a port in range; the host may be a name, an IPv4 address or [IPv6].
+void ClusterFile::check_address(const char* key, const std::string& value, uint16_t least_port) {
+  const size_t colon = value.rfind(':');
+  const std::string_view host = std::string_view(value).substr(0, colon);
+  uint16_t port = 0;
+  bool good = colon != std::string::npos && colon > 0;
+  if (good) {
+    const char* end = value.data() + value.size();
+    const auto [rest, problem] = std::from_chars(value.data() + colon + 1, end, port);
+    good = problem == std::errc() && rest == end && port >= least_port;
+    const bool bracketed = host.front() == '[' && host.back() == ']';
+    good = good && (bracketed || host.find(':') == host.npos) && host.find('/') == host.npos;
+  }
+  if (!good) {
+    reader_.complain("cluster", key,
+                     fmt::format("\"{}\" is no address; expected host:port, such as "
+                                 "127.0.0.1:8000",
+                                 value));
+  }
+}
+
+void ClusterFile::check_together() {
+  check_address("http", c_.http, 0);
+  check_address("coordinator", c_.coordinator, 1);
+  if (c_.http == c_.coordinator) {
+    reader_.complain("cluster", "coordinator",
+                     fmt::format("{} is the address of the API already", c_.coordinator));
+  }
+  if (c_.model.empty()) reader_.complain("cluster", "model", "a folder is needed");
+  if (c_.name.empty()) reader_.complain("cluster", "name", "a name is needed");
+  if (c_.served_model_name.empty()) {
+    reader_.complain("cluster", "served_model_name", "a name is needed");
+  }
+  if (c_.bind.empty() || c_.bind.find("://") != std::string::npos) {
+    reader_.complain("transport", "bind", "expected an address without protocol and port");
+  }
+}
+
+Result<ClusterConfig> finish(Reader* reader) {
+  ClusterConfig config = ClusterFile(reader).read();
+  TRY(reader->finish());
+  return config;
+}
+
+}  // namespace
+
+Result<ClusterConfig> ClusterConfig::load(const std::string& path) {
+  Reader reader = TRY(Reader::open(path));
+  return finish(&reader);
+}
+
+Result<ClusterConfig> ClusterConfig::parse(const std::string& text, const std::string& path) {
+  Reader reader = TRY(Reader::parse(text, path));
+  return finish(&reader);
+}
+
+Result<std::string> ClusterConfig::describe(const std::string& path) {
+  Reader reader = TRY(Reader::open(path));
+  TRY(finish(&reader));
+  return reader.print();
+}
+
+}  // namespace base

@@ -1,0 +1,69 @@
+// The cluster file: one TOML that describes every node of a cluster. Every process reads the whole
+// file, so that a mistake anywhere is refused everywhere. Names and defaults are a contract with
+// users (README, cluster/local.toml). It stands in base because each role reads its part and roles
+// do not know each other.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+
+namespace base {
+
+struct ClusterConfig {
+  // [cluster]
+  std::string name = "local";
+  std::string model =
+      "models/serval-tiny";       // a Hugging Face style folder, relative to the working directory
+  std::string served_model_name;  // default: the model folder's last name
+  std::string http = "127.0.0.1:8000";         // the coordinator's API
+  std::string coordinator = "127.0.0.1:8100";  // the coordinator's address for nodes
+  // [prefill]
+  uint32_t prefill_stages = 2;     // CPP depth
+  uint32_t sequence_parallel = 1;  // ranks per stage (only 1 is offered)
+  uint32_t chunk_tokens = 256;     // tokens of a prompt per pipeline step
+  uint64_t prefill_kv_bytes = 256u << 20;
+  // [decode]
+  uint32_t decode_ranks = 2;        // EP degree
+  uint32_t kv_parallel = 1;         // only 1 is offered
+  uint32_t redundant_experts = 0;   // only 0 is offered
+  uint32_t max_batch = 32;          // sequences per step and rank
+  uint32_t mtp_steps = 0;           // only 0 is offered
+  uint32_t steps_per_schedule = 1;  // only 1 is offered
+  uint64_t decode_kv_bytes = 512u << 20;
+  // [kvstore]
+  uint32_t kvstore_nodes = 1;  // 0 or 1
+  uint64_t kvstore_ram_bytes = 256u << 20;
+  std::string kvstore_disk;  // only "" is offered
+  // [numerics]
+  std::string numerics_mode = "invariant";  // only invariant is offered
+  std::string numerics_kv = "bf16";         // or f32
+  std::string numerics_weights = "as_stored";
+  uint32_t threads = 1;  // compute threads per process
+  // [transport]
+  std::string bind = "127.0.0.1";  // address nodes listen on; port chosen by the system
+  std::string same_host = "tcp";   // or "ipc": nodes of one host talk over ipc
+  uint64_t max_message_bytes = 64u << 20;
+  // [timing]
+  uint32_t heartbeat_ms = 200;
+  uint32_t heartbeat_misses = 5;  // a node is declared dead after (misses + 1) intervals of silence
+  // [limits]
+  uint32_t max_requests = 1024;  // admitted at once; more get 429
+  uint32_t max_body_bytes = 32u << 20;
+  uint32_t request_deadline_ms = 600'000;
+  uint32_t max_context = 0;  // 0 = the model's
+  // [placement]
+  std::string placement = "kv_aware";  // or least_loaded, round_robin, random
+  // [log]
+  std::string log_format = "text";  // or json
+  std::string log_level = "info";
+
+  // Reads and checks; the error text names every mistake with file:line:column.
+  static Result<ClusterConfig> load(const std::string& path);
+  static Result<ClusterConfig> parse(const std::string& text, const std::string& path);
+  // The effective configuration as TOML with origins (--print-config).
+  static Result<std::string> describe(const std::string& path);
+};
+
+}  // namespace base

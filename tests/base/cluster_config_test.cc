@@ -1,0 +1,163 @@
+#include "base/cluster_config.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+namespace base {
+namespace {
+
+std::string error_of(const std::string& text) {
+  const Result<ClusterConfig> config = ClusterConfig::parse(text, "c.toml");
+  return config ? "" : config.error().what;
+}
+
+TEST(ClusterConfig, AnEmptyFileIsTheDefaultCluster) {
+  const Result<ClusterConfig> config = ClusterConfig::parse("", "c.toml");
+  ASSERT_TRUE(config) << config.error().what;
+  EXPECT_EQ(config->prefill_stages, 2u);
+  EXPECT_EQ(config->decode_ranks, 2u);
+  EXPECT_EQ(config->served_model_name, "serval-tiny");
+  EXPECT_EQ(config->kvstore_ram_bytes, 256u << 20);
+  EXPECT_EQ(config->request_deadline_ms, 600'000u);
+}
+
+// The names are a contract with users: this text must be read for ever.
+constexpr const char* kEveryKey = R"([cluster]
+name = "rack"
+model = "/models/lite/"
+served_model_name = "lite"
+http = "0.0.0.0:80"
+coordinator = "head:8100"
+[prefill]
+stages = 4
+sequence_parallel = 1
+chunk_tokens = 16
+kv_ram = "1GiB"
+[decode]
+ranks = 8
+kv_parallel = 1
+redundant_experts = 0
+max_batch = 8
+mtp_steps = 0
+steps_per_schedule = 1
+kv_ram = "2GiB"
+[kvstore]
+nodes = 0
+ram = "1MiB"
+disk = ""
+[numerics]
+mode = "invariant"
+kv = "f32"
+weights = "as_stored"
+threads = 2
+[transport]
+bind = "10.0.0.1"
+same_host = "ipc"
+max_message = "1MiB"
+[timing]
+heartbeat = "50ms"
+heartbeat_misses = 3
+[limits]
+max_requests = 4
+max_body = "1KiB"
+request_deadline = "2s"
+max_context = 512
+[placement]
+policy = "round_robin"
+[log]
+format = "json"
+level = "debug"
+)";
+
+TEST(ClusterConfig, ReadsEveryKey) {
+  const Result<ClusterConfig> config = ClusterConfig::parse(kEveryKey, "c.toml");
+  ASSERT_TRUE(config) << config.error().what;
+  EXPECT_EQ(config->name, "rack");
+  EXPECT_EQ(config->served_model_name, "lite");
+  EXPECT_EQ(config->http, "0.0.0.0:80");
+  EXPECT_EQ(config->coordinator, "head:8100");
+  EXPECT_EQ(config->prefill_stages, 4u);
+  EXPECT_EQ(config->chunk_tokens, 16u);
+  EXPECT_EQ(config->prefill_kv_bytes, 1ull << 30);
+  EXPECT_EQ(config->decode_ranks, 8u);
+  EXPECT_EQ(config->max_batch, 8u);
+  EXPECT_EQ(config->decode_kv_bytes, 2ull << 30);
+  EXPECT_EQ(config->kvstore_nodes, 0u);
+  EXPECT_EQ(config->kvstore_ram_bytes, 1u << 20);
+  EXPECT_EQ(config->numerics_kv, "f32");
+  EXPECT_EQ(config->threads, 2u);
+  EXPECT_EQ(config->bind, "10.0.0.1");
+  EXPECT_EQ(config->same_host, "ipc");
+  EXPECT_EQ(config->max_message_bytes, 1u << 20);
+  EXPECT_EQ(config->heartbeat_ms, 50u);
+  EXPECT_EQ(config->heartbeat_misses, 3u);
+  EXPECT_EQ(config->max_requests, 4u);
+  EXPECT_EQ(config->max_body_bytes, 1024u);
+  EXPECT_EQ(config->request_deadline_ms, 2000u);
+  EXPECT_EQ(config->max_context, 512u);
+  EXPECT_EQ(config->placement, "round_robin");
+  EXPECT_EQ(config->log_format, "json");
+  EXPECT_EQ(config->log_level, "debug");
+}
+
+TEST(ClusterConfig, TheServedNameIsTheModelFoldersByDefault) {
+  EXPECT_EQ(ClusterConfig::parse("[cluster]\nmodel = \"/m/lite/\"\n", "c")->served_model_name,
+            "lite");
+}
+
+TEST(ClusterConfig, WhatIsNotOfferedIsRefusedByNameWithWhatIs) {
+  const struct {
+    const char* text;
+    const char* error;
+  } cases[] = {
+      {"[prefill]\nsequence_parallel = 2\n",
+       "c.toml:2:21: prefill.sequence_parallel: 2 is not offered; only 1 is"},
+      {"[prefill]\nchunk_tokens = 0\n",
+       "c.toml:2:16: prefill.chunk_tokens: 0 (dynamic) is not offered"},
+      {"[decode]\nkv_parallel = 4\n", "c.toml:2:15: decode.kv_parallel: 4 is not offered; only 1"},
+      {"[decode]\nredundant_experts = 1\n",
+       "c.toml:2:21: decode.redundant_experts: 1 is not offered; only 0"},
+      {"[decode]\nmtp_steps = 3\n", "c.toml:2:13: decode.mtp_steps: 3 is not offered; only 0"},
+      {"[decode]\nsteps_per_schedule = 2\n",
+       "c.toml:2:22: decode.steps_per_schedule: 2 is not offered; only 1"},
+      {"[kvstore]\ndisk = \"/var\"\n",
+       "c.toml:2:8: kvstore.disk: \"/var\" is not offered; only \"\""},
+      {"[numerics]\nmode = \"fast\"\n",
+       "c.toml:2:8: numerics.mode: \"fast\" is not offered; only \"invariant\""},
+      {"[numerics]\nweights = \"int8\"\n",
+       "c.toml:2:11: numerics.weights: \"int8\" is not offered; only \"as_stored\""},
+  };
+  for (const auto& c : cases) {
+    EXPECT_EQ(error_of(c.text).substr(0, std::string_view(c.error).size()), c.error);
+  }
+}
+
+TEST(ClusterConfig, AddressesAreHostAndPort) {
+  for (const char* bad : {"", "8000", "host", "host:", ":8000", "host:70000", "host:80x", "::1:80",
+                          "http://host:80", "host:-1"}) {
+    EXPECT_NE(error_of(fmt::format("[cluster]\nhttp = \"{}\"\n", bad)), "") << bad;
+  }
+  for (const char* good : {"host:1", "[::1]:8000", "127.0.0.1:0"}) {
+    EXPECT_EQ(error_of(fmt::format("[cluster]\nhttp = \"{}\"\n", good)), "") << good;
+  }
+  EXPECT_NE(error_of("[cluster]\ncoordinator = \"host:0\"\n"), "");
+  EXPECT_EQ(error_of("[cluster]\nhttp = \"a:1\"\ncoordinator = \"a:1\"\n"),
+            "c.toml:3:15: cluster.coordinator: a:1 is the address of the API already");
+}
+
+TEST(ClusterConfig, DescribesTheEffectiveFileWithOrigins) {
+  const std::string path = testing::TempDir() + "cluster_config_test.toml";
+  std::ofstream(path) << "[decode]\nranks = 3\n";
+  const Result<std::string> text = ClusterConfig::describe(path);
+  ASSERT_TRUE(text) << text.error().what;
+  EXPECT_NE(text->find("ranks = 3  # " + path + ":2\n"), std::string::npos);
+  EXPECT_NE(text->find("served_model_name = \"serval-tiny\"  # default\n"), std::string::npos);
+  const Result<ClusterConfig> again = ClusterConfig::parse(*text, "again");
+  ASSERT_TRUE(again) << again.error().what;
+  EXPECT_EQ(again->decode_ranks, 3u);
+  EXPECT_FALSE(ClusterConfig::load("/nowhere.toml"));
+}
+
+}  // namespace
+}  // namespace base
