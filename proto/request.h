@@ -1,0 +1,156 @@
+// The life of a request between coordinator, prefill stages and decode rank. Every message carries
+// (request, attempt); a receiver answers kStale to an attempt lower than the highest it knows. All
+// are calls with idempotent handlers. docs/PROTOCOL.md "A request".
+#pragma once
+#include "proto/common.h"
+
+namespace proto {
+
+// Coordinator → decode rank: hold blocks for the whole sequence before any work is started.
+struct ReserveKv {
+  static constexpr uint16_t kType = 20;
+  static constexpr const char* kName = "ReserveKv";
+  RequestId request;
+  uint32_t attempt = 0;
+  std::vector<uint32_t> tokens;  // prompt, then what earlier attempts emitted
+  uint32_t prompt_tokens = 0;    // of those, the prompt
+  SamplingFields sampling;
+  uint64_t deadline_ms = 0;  // from now
+  FIELDS(request, attempt, tokens, prompt_tokens, sampling, deadline_ms)
+};
+struct KvReserved {
+  static constexpr uint16_t kType = 21;
+  static constexpr const char* kName = "KvReserved";
+  Outcome outcome = Outcome::kOk;
+  uint32_t credits = 0;  // KvLayer messages each stage may have unacknowledged
+  FIELDS(outcome, credits)
+};
+
+// Coordinator → every stage of the chain.
+struct StartPrefill {
+  static constexpr uint16_t kType = 22;
+  static constexpr const char* kName = "StartPrefill";
+  RequestId request;
+  uint32_t attempt = 0;
+  std::vector<uint32_t>
+      tokens;  // as in ReserveKv: all of them get KV, the last one's logits give the next token
+  uint32_t prompt_tokens = 0;
+  SamplingFields sampling;
+  std::vector<NodeId> stages;
+  NodeId decode;
+  NodeId store;  // 0: none
+  uint32_t credits = 0;
+  uint32_t cached_blocks = 0;  // leading blocks to load from the store instead of computing
+  std::vector<base::Hash128> block_keys;  // of every full block of tokens, cached or not
+  uint64_t deadline_ms = 0;               // from now
+  FIELDS(request, attempt, tokens, prompt_tokens, sampling, stages, decode, store, credits,
+         cached_blocks, block_keys, deadline_ms)
+};
+
+// Stage s → stage s+1: the hidden rows of one chunk. Blob: f32 [token_count, hidden].
+struct StageInput {
+  static constexpr uint16_t kType = 23;
+  static constexpr const char* kName = "StageInput";
+  RequestId request;
+  uint32_t attempt = 0;
+  uint32_t token_begin = 0, token_count = 0;
+  base::Hash128 digest;  // of the blob
+  FIELDS(request, attempt, token_begin, token_count, digest)
+};
+
+// Stage → decode rank: KV rows of one layer of one chunk, as soon as the layer is done. Blob:
+// token_count rows.
+struct KvLayer {
+  static constexpr uint16_t kType = 24;
+  static constexpr const char* kName = "KvLayer";
+  RequestId request;
+  uint32_t attempt = 0;
+  uint32_t layer = 0, token_begin = 0, token_count = 0;
+  base::Hash128 digest;  // kv_digest(layer, token_begin, blob)
+  FIELDS(request, attempt, layer, token_begin, token_count, digest)
+};
+// Answer to KvLayer. kCorrupt: send again now.
+struct KvAck {
+  static constexpr uint16_t kType = 25;
+  static constexpr const char* kName = "KvAck";
+  Outcome outcome = Outcome::kOk;
+  FIELDS(outcome)
+};
+// The digest a KvLayer carries: binds the bytes to where they belong.
+base::Hash128 kv_digest(uint32_t layer, uint32_t token_begin, base::ByteView rows);
+// One more link of the chain of a layer's KvLayer digests that KvCommit carries; starts from {}.
+base::Hash128 kv_chain(const base::Hash128& chain, const base::Hash128& digest);
+
+struct LogprobFields {
+  float logprob = 0;
+  std::vector<std::pair<uint32_t, float>> top;
+  FIELDS(logprob, top)
+};
+
+// Stage → decode rank, when each of its KvLayer was acknowledged: these layers are complete. The
+// sequence runs when the commits of all stages cover all layers and the digests match. The last
+// stage's carries the first token.
+struct KvCommit {
+  static constexpr uint16_t kType = 26;
+  static constexpr const char* kName = "KvCommit";
+  RequestId request;
+  uint32_t attempt = 0;
+  uint32_t layer_begin = 0, layer_end = 0, tokens = 0;
+  std::vector<base::Hash128> digests;  // per layer: chain of the KvLayer digests in token order
+  bool has_token = false;
+  uint32_t token = 0;
+  std::vector<LogprobFields> logprobs;  // none or one
+  uint32_t cached_tokens = 0;
+  FIELDS(request, attempt, layer_begin, layer_end, tokens, digests, has_token, token, logprobs,
+         cached_tokens)
+};
+
+// Decode rank → coordinator: newly emitted tokens of any number of sequences, one message a step.
+// Answer: TokenAck.
+struct TokenEntry {
+  RequestId request;
+  uint32_t attempt = 0;
+  uint32_t index = 0;  // of the first token here, counted over all attempts from 0
+  std::vector<uint32_t> tokens;
+  std::vector<LogprobFields> logprobs;                    // none, or one per token
+  base::FinishReason finish = base::FinishReason::kNone;  // with the last token
+  FIELDS(request, attempt, index, tokens, logprobs, finish)
+};
+struct TokenOut {
+  static constexpr uint16_t kType = 27;
+  static constexpr const char* kName = "TokenOut";
+  std::vector<TokenEntry> entries;
+  FIELDS(entries)
+};
+struct TokenAck {
+  static constexpr uint16_t kType = 28;
+  static constexpr const char* kName = "TokenAck";
+  std::vector<RequestId>
+      stale;  // of the entries: ended or running in a later attempt; the rank drops them
+  FIELDS(stale)
+};
+
+// Stage or rank → coordinator: this attempt cannot go on here. Answer: Done.
+struct AttemptFailed {
+  static constexpr uint16_t kType = 29;
+  static constexpr const char* kName = "AttemptFailed";
+  RequestId request;
+  uint32_t attempt = 0;
+  uint16_t code = 0;  // base::Code
+  std::string what;
+  bool without_cache =
+      false;  // the next attempt must not use the store (an entry was missing or bad)
+  FIELDS(request, attempt, code, what, without_cache)
+};
+
+// Coordinator → everyone who has part in it: free all that belongs to attempts ≤ attempt. Answer:
+// Done.
+struct Cancel {
+  static constexpr uint16_t kType = 30;
+  static constexpr const char* kName = "Cancel";
+  RequestId request;
+  uint32_t attempt = 0;
+  FIELDS(request, attempt)
+};
+
+}  // namespace proto
