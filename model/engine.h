@@ -1,0 +1,153 @@
+// Engine: the arithmetic of a model, in the pieces between which rows may leave for another rank.
+// Three engines stand behind it:
+//   reference   plain scalar code that reads like the equations (docs/NUMERICS.md), the judge of
+//   the others local       the kernels oracle      a hash chain in place of arithmetic, for
+//   simulation: a lost or stale row becomes a wrong token
+// All row-wise: what a row becomes depends on that row, its sequence's KV and the weights, never on
+// the other rows of the pass.
+//
+// Thread safety: an engine is constant after construction except for lazy packing of expert
+// weights, which is guarded; different passes may run on different threads. A Pass belongs to one
+// thread at a time.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/generation.h"
+#include "base/hash.h"
+#include "base/result.h"
+#include "model/kv_pool.h"
+
+namespace model {
+
+using base::TokenId;
+
+// What roles need to know of a model.
+struct Shape {
+  uint32_t layers = 0;
+  uint32_t hidden = 0;  // f32 values of a hidden row
+  uint32_t vocab = 0;
+  uint32_t experts = 0;  // routed, that own weights; ids of identity experts are ≥ this
+  uint32_t topk = 0;
+  uint32_t kv_row_bytes = 0;   // of one token in one layer
+  uint32_t ngram_context = 0;  // earlier token ids the embedding looks back on
+  uint32_t max_context = 0;
+  std::vector<TokenId> eos;
+  base::Hash128 model_digest;       // same model
+  base::Hash128 layout_digest;      // same KV rows: dtype, layout, span and segment sizes
+  base::Hash128 arithmetic_digest;  // same result bits of the fixed probe
+};
+
+// Consecutive rows of one sequence inside a pass.
+struct Segment {
+  uint32_t row = 0;  // first row in the pass
+  uint32_t count = 0;
+  uint32_t position = 0;  // of the first row in its sequence
+  KvView kv;  // holds valid rows for positions < position; blocks reach position + count
+  std::span<const TokenId>
+      context;  // the ≤ ngram_context ids before `position`, oldest first; fewer only at the start
+};
+
+// One trip of some rows through some layers, with all scratch memory. Reused between trips: begin()
+// keeps capacity.
+struct Pass {
+  std::vector<TokenId> tokens;    // [rows]
+  std::vector<Segment> segments;  // cover the rows in order
+  std::vector<float> h;           // [rows, hidden], the residual stream
+  // Set by route(), read by dispatch and combine:
+  std::vector<float> x;              // [rows, hidden], the normalised input of the MoE and of MLP 0
+  std::vector<uint32_t> expert_ids;  // [rows, topk], ascending in each row
+  std::vector<float> expert_weights;  // [rows, topk], already scaled
+  // Set by who dispatched; combine() reads it: output of pair (row, k) for expert_ids < experts.
+  std::vector<float> expert_out;  // [rows, topk, hidden]
+  // Engine-private scratch and what an attention hands to the next (the LSA index set).
+  struct Scratch {
+    virtual ~Scratch() = default;
+  };
+  std::unique_ptr<Scratch> scratch;
+
+  uint32_t rows() const { return static_cast<uint32_t>(tokens.size()); }
+};
+
+// What verification reads of a pass when it asks for it.
+struct Probe {
+  virtual ~Probe() = default;
+  virtual void ngram_ids(std::span<const uint64_t> ids /* [tables, rows] */) { (void)ids; }
+  virtual void index_scores(uint32_t layer, uint32_t row,
+                            std::span<const float> scores /* [position + 1] */) {
+    (void)layer, (void)row, (void)scores;
+  }
+  virtual void selected(uint32_t layer, uint32_t row,
+                        std::span<const uint32_t> positions /* ascending */) {
+    (void)layer, (void)row, (void)positions;
+  }
+};
+
+class Engine {
+ public:
+  virtual ~Engine() = default;
+  virtual const Shape& shape() const = 0;
+
+  // h ← embedding of tokens (word and n-gram).  Sizes h.
+  virtual void embed(Pass& pass) = 0;
+  // h += Attention_j(RMS(h; input_layernorm.j)), j ∈ {0, 1}. Writes the KV rows of the pass's
+  // positions first, rounded to the KV dtype.
+  virtual void attend(uint32_t layer, uint32_t j, Pass& pass) = 0;
+  // x ← RMS(h; post_attention_layernorm.0); expert ids and weights of every row. Sizes expert_out.
+  virtual void route(uint32_t layer, Pass& pass) = 0;
+  // j = 0: h += MLP_0(x).   j = 1: h += MLP_1(RMS(h; post_attention_layernorm.1)).
+  virtual void mlp(uint32_t layer, uint32_t j, Pass& pass) = 0;
+  // out[i] = Expert_{experts[i]}(x[rows[i]]), unweighted.  x: [n, hidden], out: [pairs, hidden].
+  // ids < shape().experts
+  virtual void experts(uint32_t layer, std::span<const float> x, std::span<const uint16_t> rows,
+                       std::span<const uint16_t> experts, std::span<float> out) = 0;
+  // h += Σ_k weight_k · out_k in ascending expert id, then the identity term (Σ identity weights) ·
+  // x.
+  virtual void combine(uint32_t layer, Pass& pass) = 0;
+  // logits[i] = lm_head · RMS(h[rows[i]]; norm).  logits: [rows.size(), vocab]; final_hidden, if
+  // given: [rows.size(), hidden]
+  virtual void head(const Pass& pass, std::span<const uint32_t> rows, std::span<float> logits,
+                    std::vector<float>* final_hidden = nullptr) = 0;
+
+  virtual void set_probe(Probe* probe) { (void)probe; }
+  // Makes the experts' weights resident ahead of use (packing); otherwise it happens on first use.
+  virtual void prepare_experts(LayerRange layers, std::span<const uint16_t> experts) {
+    (void)layers, (void)experts;
+  }
+};
+
+// NaN or infinity in logits: never sampled. True if all are finite.
+bool all_finite(std::span<const float> values);
+
+enum class KvType : uint8_t { kBf16, kF32 };
+
+class Checkpoint;
+struct EngineOptions {
+  LayerRange layers;      // to load; {0, 0}: all
+  bool embedding = true;  // the node embeds (first stage)
+  bool head = true;       // the node has the last layer
+  KvType kv = KvType::kBf16;
+  uint32_t span = 4096;  // attention span of the arithmetic (NUMERICS.md); smaller in tests
+  std::function<void(double)> progress;  // 0..1 during construction
+};
+// The shape and digests without the weights: for a node that compares and routes but does not
+// compute, and for the engines themselves. The arithmetic digest is that of the reference; an
+// engine checks its own kernels against it at construction.
+base::Result<Shape> shape_of(const Checkpoint& checkpoint, KvType kv, uint32_t span = 4096);
+// The checkpoint must outlive the engine: tables stay in its map.
+base::Result<std::unique_ptr<Engine>> make_reference_engine(const Checkpoint& checkpoint,
+                                                            const EngineOptions& options);
+base::Result<std::unique_ptr<Engine>> make_local_engine(const Checkpoint& checkpoint,
+                                                        const EngineOptions& options);
+// The oracle needs no checkpoint: `seed` is its model.
+struct OracleOptions {
+  uint32_t layers = 4, experts = 8, topk = 3, vocab = 512, max_context = 4096;
+  uint64_t seed = 1;
+};
+std::unique_ptr<Engine> make_oracle_engine(const OracleOptions& options);
+
+}  // namespace model

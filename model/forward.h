@@ -1,0 +1,59 @@
+// The one forward pass. A prefill stage runs it over a chunk and its layer range, a decode rank
+// over its batch and all layers, the local engine over everything; what differs is only the Site.
+#pragma once
+#include <functional>
+
+#include "base/task.h"
+#include "model/engine.h"
+
+namespace model {
+
+// Where a pass runs: who computes, who owns the experts, who hears of finished KV.
+class Site {
+ public:
+  virtual ~Site() = default;
+  // Runs the job where computing happens; `rows` tells how big it is.
+  virtual base::Task<void> compute(std::function<void()> job, uint32_t rows) = 0;
+  // Fills pass.expert_out for routed experts of `layer` (identity experts are combine()'s). Started
+  // at once and awaited at the layer's end; in between, MLP 0, attention 1 and MLP 1 use pass.h.
+  // Reads pass.x, expert_ids. false: could not be had; the pass is void.
+  virtual base::Task<bool> run_experts(uint32_t layer, Pass& pass) = 0;
+  // The KV rows of all of the pass's positions in `layer` are final.
+  virtual void kv_ready(uint32_t layer, Pass& pass) { (void)layer, (void)pass; }
+};
+
+// Runs pass.tokens through `layers`: embeds when layers.begin == 0, else pass.h holds the rows from
+// the stage before. Afterwards pass.h is the residual stream after layers.end. REQUIRES: tokens,
+// segments (and h) are set. False when the site gave up.
+//
+//   per layer:  Attention 0 → route → experts leave → MLP 0 → Attention 1 → MLP 1 → experts come
+//   home → combine
+base::Task<bool> forward(Engine& engine, LayerRange layers, Pass& pass, Site& site);
+
+// Everything in this process, on this thread: for the local and reference engines, tests and
+// verify.
+class InlineSite final : public Site {
+ public:
+  explicit InlineSite(Engine& engine) : engine_(engine) {}
+  base::Task<void> compute(std::function<void()> job, uint32_t rows) override;
+  base::Task<bool> run_experts(uint32_t layer, Pass& pass) override;
+
+ private:
+  Engine& engine_;
+};
+// The pairs (row, expert < shape.experts) of the pass, computed by `engine` into pass.expert_out.
+void run_all_experts(Engine& engine, uint32_t layer, Pass& pass);
+
+// One whole generation in one process: the answer every cluster must give, token for token.
+struct Generated {
+  std::vector<TokenId> tokens;
+  std::vector<base::TokenLogprobs> logprobs;  // empty unless asked for
+  base::FinishReason finish = base::FinishReason::kNone;
+};
+struct GenerateOptions {
+  uint32_t chunk = 256;
+};
+Generated generate(Engine& engine, std::span<const TokenId> prompt, const base::Sampling& sampling,
+                   const GenerateOptions& options = {});
+
+}  // namespace model

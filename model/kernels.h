@@ -1,0 +1,106 @@
+// The kernels of the local engine, on Google Highway with run-time dispatch. Every result has the
+// bits of the rule of the same name in docs/NUMERICS.md (model/numerics.h is the scalar form); how
+// many rows there are, where a row stands and which vector width runs makes no difference. On
+// machines without fused multiply-add the portable target calls std::fma: slow, equal.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "base/result.h"
+#include "model/numerics.h"
+
+namespace model {
+
+inline constexpr uint32_t kPanel = 16;  // outputs side by side in a panel
+
+inline constexpr uint32_t round_up_panel(uint32_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
+
+// Memory aligned for vectors and, when large, advised to use huge pages. Owned, move-only, zeroed.
+class AlignedBuffer {
+ public:
+  AlignedBuffer() = default;
+  explicit AlignedBuffer(size_t bytes);
+  AlignedBuffer(AlignedBuffer&& other) noexcept;
+  AlignedBuffer& operator=(AlignedBuffer&& other) noexcept;
+  ~AlignedBuffer();
+  template <class T>
+  T* as() {
+    return static_cast<T*>(memory_);
+  }
+  template <class T>
+  const T* as() const {
+    return static_cast<const T*>(memory_);
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void* memory_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// A matrix W [outputs, inputs] laid out for multiply(): panels of 16 outputs; in a panel, for
+// ascending input k, the 16 weights w[k] side by side. The last panel is filled up with zeros.
+struct Panels {
+  const void* data = nullptr;
+  uint32_t outputs = 0, inputs = 0;
+  bool bf16 = false;  // else f32
+};
+
+class PackedMatrix {
+ public:
+  PackedMatrix() = default;
+  PackedMatrix(uint32_t outputs, uint32_t inputs, bool bf16);
+  // Writes row `output` of W.  w: [inputs], widened to f32; must be exact in bf16 if packed so.
+  void set_row(uint32_t output, const float* w);
+  Panels panels() const { return {buffer_.as<void>(), outputs_, inputs_, bf16_}; }
+  bool empty() const { return outputs_ == 0; }
+  size_t bytes() const { return buffer_.bytes(); }
+
+ private:
+  AlignedBuffer buffer_;
+  uint32_t outputs_ = 0, inputs_ = 0;
+  bool bf16_ = false;
+};
+
+// y[r][j] = dot(x[r], w[j]).  x: rows of `x_stride` floats; y: rows of `y_stride` floats, outputs
+// written
+void multiply(const Panels& w, const float* x, size_t x_stride, uint32_t rows, float* y,
+              size_t y_stride);
+
+// y[r] = RMS(x[r]; w, eps) · scale (one more rounding when scale is not 1).  x, y: [rows, n] with
+// strides; y may be x
+struct NormRows {
+  uint32_t rows = 0, n = 0;
+  size_t x_stride = 0, y_stride = 0;
+  float eps = 0, scale = 1;
+};
+void rms_norm_rows(const NormRows& shape, const float* x, const float* w, float* y);
+
+// out[i] = silu(gate[i]) · up[i]
+void silu_multiply(std::span<const float> gate, std::span<const float> up, float* out);
+// x[i] = e^x[i]
+void exp_in_place(std::span<float> x);
+// y[i] = fma(w, x[i], y[i])
+void add_scaled(float w, std::span<const float> x, float* y);
+
+// bf16 or f32 KV values, widened.  out: [n]
+void widen_bf16(const uint16_t* in, size_t n, float* out);
+
+// absorb_tile() of numerics.h for several heads over the same latents.
+//   scores: [heads] rows of `score_stride` floats, n used, overwritten; latents: n rows of `stride`
+//   floats partials: [heads]; o has round_up_panel(width) values, of which the first `width` mean
+//   something. stride ≥ that.
+struct TileShape {
+  uint32_t heads = 0, n = 0, width = 0;
+  size_t score_stride = 0, stride = 0;
+};
+void absorb_tile_heads(const TileShape& shape, float* scores, const float* latents,
+                       Partial* partials);
+
+// The instruction set in use, for logs: "AVX3_ZEN4".
+const char* kernel_target();
+// The operations above in the form that the arithmetic digest probes.
+ProbedOps local_ops();
+
+}  // namespace model

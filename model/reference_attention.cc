@@ -1,0 +1,237 @@
+#include "model/reference_attention.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "base/check.h"
+
+namespace model {
+namespace {
+
+// √(hidden / rank), the scale of a LoRA latent; 1 when the model has none.
+float lora_scale(bool scaled, uint32_t hidden, uint32_t rank) {
+  return scaled ? static_cast<float>(std::sqrt(static_cast<double>(hidden) / rank)) : 1.0f;
+}
+
+// Values of one part of the KV rows of some positions: by row, and by value for dot_columns.
+struct KvTile {
+  size_t width = 0;
+  std::vector<float> rows;     // [positions, width]
+  std::vector<float> columns;  // [width, positions]
+};
+KvTile load_tile(const KvLayout& layout, const KvView& kv, uint32_t layer, size_t offset,
+                 size_t width, std::span<const uint32_t> positions) {
+  KvTile tile{width, std::vector<float>(positions.size() * width), {}};
+  tile.columns.resize(tile.rows.size());
+  for (size_t s = 0; s < positions.size(); ++s) {
+    const std::span<float> row = row_of(tile.rows, s, width);
+    layout.load(kv.row(layer, positions[s]) + offset, row);
+    for (size_t i = 0; i < width; ++i) tile.columns[i * positions.size() + s] = row[i];
+  }
+  return tile;
+}
+
+std::vector<uint32_t> all_until(uint32_t position) {
+  std::vector<uint32_t> positions(position + 1);
+  std::iota(positions.begin(), positions.end(), 0u);
+  return positions;
+}
+
+}  // namespace
+
+base::Result<ReferenceAttention> ReferenceAttention::load(const Checkpoint& checkpoint,
+                                                          uint32_t layer, uint32_t j) {
+  const ModelConfig& c = checkpoint.config();
+  const std::string at_layer = fmt::format("model.layers.{}", layer);
+  const std::string at = fmt::format("{}.self_attn.{}", at_layer, j);
+  ReferenceAttention a;
+  a.layer_ = layer;
+  a.j_ = j;
+  a.input_norm_ =
+      TRY(load_vector(checkpoint, fmt::format("{}.input_layernorm.{}.weight", at_layer, j)));
+  a.q_a_ = TRY(Matrix::load(checkpoint, at + ".q_a_proj.weight"));
+  a.q_norm_ = TRY(load_vector(checkpoint, at + ".q_a_layernorm.weight"));
+  a.q_b_ = TRY(Matrix::load(checkpoint, at + ".q_b_proj.weight"));
+  a.kv_a_ = TRY(Matrix::load(checkpoint, at + ".kv_a_proj_with_mqa.weight"));
+  a.kv_norm_ = TRY(load_vector(checkpoint, at + ".kv_a_layernorm.weight"));
+  a.o_ = TRY(Matrix::load(checkpoint, at + ".o_proj.weight"));
+  const std::string kv_b = at + ".kv_b_proj.weight";  // per head: nope rows of K, v_dim rows of V
+  for (uint64_t head = 0; head < c.heads; ++head) {
+    const uint64_t begin = head * (c.nope + c.v_dim);
+    a.k_up_.push_back(TRY(Matrix::load_transposed(checkpoint, kv_b, begin, c.nope)));
+    a.v_up_.push_back(TRY(Matrix::load(checkpoint, kv_b, begin + c.nope, c.v_dim)));
+  }
+  if (c.indexer && j == 0) {
+    Indexer& indexer = a.indexer_.emplace();
+    indexer.query = TRY(Matrix::load(checkpoint, at + ".indexer.wq_b.weight"));
+    indexer.key = TRY(Matrix::load(checkpoint, at + ".indexer.wk.weight"));
+    indexer.key_norm = TRY(load_vector(checkpoint, at + ".indexer.k_norm.weight"));
+    indexer.weights = TRY(Matrix::load(checkpoint, at + ".indexer.weights_proj.weight"));
+  }
+  return a;
+}
+
+void ReferenceAttention::run(const AttentionContext& context, Pass& pass) const {
+  const std::vector<Row> rows = start_rows(context, pass);
+  for (const Row& row : rows) write_kv(context, row);
+
+  if (pass.scratch == nullptr) pass.scratch = std::make_unique<ReferenceScratch>();
+  auto& selected = static_cast<ReferenceScratch&>(*pass.scratch).selected;
+  selected.resize(rows.size());
+  for (const Row& row : rows) {
+    std::vector<uint32_t>& positions = selected[row.row];
+    if (indexer_) {
+      positions = select(context, row);
+    } else if (!context.config.indexer) {
+      positions = all_until(row.position);
+    }  // else attention 0's
+    const std::vector<float> out = attend(context, row, positions);
+    add_to(row_of(pass.h, row.row, context.config.hidden), out);
+  }
+}
+
+std::vector<ReferenceAttention::Row> ReferenceAttention::start_rows(const AttentionContext& context,
+                                                                    Pass& pass) const {
+  const ModelConfig& c = context.config;
+  std::vector<Row> rows;
+  for (const Segment& segment : pass.segments) {
+    for (uint32_t i = 0; i < segment.count; ++i) {
+      Row row;
+      row.row = segment.row + i;
+      row.position = segment.position + i;
+      row.kv = segment.kv;
+      row.x = normed(row_of(pass.h, row.row, c.hidden), input_norm_, c.rms_eps);
+      row.cq = normed(q_a_(row.x), q_norm_, c.lora_norm_eps);
+      row.cos.resize(context.rope.pairs());
+      row.sin.resize(context.rope.pairs());
+      context.rope.angles(row.position, row.cos.data(), row.sin.data());
+      rows.push_back(std::move(row));
+    }
+  }
+  return rows;
+}
+
+// [c | kr] = W_kva x;  c = RMS(c) · skv;  kr turned;  and with an indexer kI = RMS(W_k x), turned.
+void ReferenceAttention::write_kv(const AttentionContext& context, const Row& row) const {
+  const ModelConfig& c = context.config;
+  std::vector<float> latent = kv_a_(row.x);
+  const std::span<float> compressed = std::span(latent).first(c.kv_lora);
+  const float scale = lora_scale(c.scale_kv_lora, c.hidden, c.kv_lora);
+  rms_norm(compressed, kv_norm_.data(), static_cast<float>(c.lora_norm_eps), compressed.data());
+  for (float& value : compressed) value = value * scale;
+  rotate_pairs(latent.data() + c.kv_lora, c.rope / 2, row.cos.data(), row.sin.data());
+  std::byte* kv_row = row.kv.row(layer_, row.position);
+  context.kv.store(kv_row + context.kv.latent_at(j_), latent);
+
+  if (!indexer_) return;
+  std::vector<float> key = normed(indexer_->key(row.x), indexer_->key_norm, c.indexer->k_norm_eps);
+  const auto rotate = c.indexer->rope_interleave ? rotate_pairs : rotate_halves;
+  rotate(key.data(), c.rope / 2, row.cos.data(), row.sin.data());
+  context.kv.store(kv_row + context.kv.index_key_at(), key);
+}
+
+// I(s) = Σ_h w_h · max(qI_h · kI_s, 0), heads ascending, for s = 0 … position.
+std::vector<float> ReferenceAttention::index_scores(const AttentionContext& context,
+                                                    const Row& row) const {
+  const ModelConfig& c = context.config;
+  const IndexerConfig& index = *c.indexer;
+  std::vector<float> query = indexer_->query(row.cq);
+  const auto rotate = index.rope_interleave ? rotate_pairs : rotate_halves;
+  for (uint32_t h = 0; h < index.heads; ++h)
+    rotate(query.data() + size_t{h} * index.head_dim, c.rope / 2, row.cos.data(), row.sin.data());
+  std::vector<float> weight = indexer_->weights(row.x);
+  const auto scale = static_cast<float>(
+      1 / (std::sqrt(double{1} * index.heads) * std::sqrt(double{1} * index.head_dim)));
+  for (float& w : weight) w = w * scale;
+
+  const std::vector<uint32_t> positions = all_until(row.position);
+  std::vector<float> scores(positions.size(), 0.0f);
+  for (size_t begin = 0; begin < positions.size(); begin += kTile) {
+    const size_t count = std::min<size_t>(kTile, positions.size() - begin);
+    const KvTile keys = load_tile(context.kv, row.kv, layer_, context.kv.index_key_at(),
+                                  index.head_dim, std::span(positions).subspan(begin, count));
+    std::vector<float> match(count);
+    for (uint32_t h = 0; h < index.heads; ++h) {
+      dot_columns(row_of(query, h, index.head_dim), keys.columns.data(), match);
+      for (size_t s = 0; s < count; ++s)
+        scores[begin + s] = std::fma(weight[h], std::max(match[s], 0.0f), scores[begin + s]);
+    }
+  }
+  return scores;
+}
+
+std::vector<uint32_t> ReferenceAttention::select(const AttentionContext& context,
+                                                 const Row& row) const {
+  const IndexerConfig& index = *context.config.indexer;
+  std::vector<uint32_t> positions;
+  if (row.position + 1 <= index.topk && context.probe == nullptr) return all_until(row.position);
+  const std::vector<float> scores = index_scores(context, row);
+  select_positions(index, scores, positions);
+  if (context.probe != nullptr) {
+    context.probe->index_scores(layer_, row.row, scores);
+    context.probe->selected(layer_, row.row, positions);
+  }
+  return positions;
+}
+
+// Per head [qc | qr]: q = (W_qb cq) · sq, qc = W_kᵀ qn, qr turned.
+std::vector<std::vector<float>> ReferenceAttention::queries(const AttentionContext& context,
+                                                            const Row& row) const {
+  const ModelConfig& c = context.config;
+  std::vector<float> q = q_b_(row.cq);
+  const float scale = lora_scale(c.scale_q_lora, c.hidden, c.q_lora);
+  for (float& value : q) value = value * scale;
+  std::vector<std::vector<float>> out;
+  for (uint32_t head = 0; head < c.heads; ++head) {
+    const std::span<float> of_head = row_of(q, head, c.nope + c.rope);
+    const std::span<float> turned = of_head.subspan(c.nope);
+    rotate_pairs(turned.data(), c.rope / 2, row.cos.data(), row.sin.data());
+    std::vector<float> absorbed = k_up_[head](of_head.first(c.nope));
+    absorbed.insert(absorbed.end(), turned.begin(), turned.end());
+    out.push_back(std::move(absorbed));
+  }
+  return out;
+}
+
+std::vector<float> ReferenceAttention::attend(const AttentionContext& context, const Row& row,
+                                              const std::vector<uint32_t>& positions) const {
+  const ModelConfig& c = context.config;
+  const auto sigma = static_cast<float>(c.softmax_scale());
+  const std::vector<std::vector<float>> query = queries(context, row);
+  const size_t spans = row.position / context.span + 1;
+  Partial nothing;
+  nothing.o.assign(c.kv_lora, 0.0f);
+  std::vector<std::vector<Partial>> partials(c.heads, std::vector<Partial>(spans, nothing));
+
+  for (size_t begin = 0; begin < positions.size();) {
+    const uint32_t span = positions[begin] / context.span;
+    size_t end = begin;  // of the tile: at most kTile positions of one span
+    while (end < positions.size() && end - begin < kTile && positions[end] / context.span == span)
+      ++end;
+    const std::span<const uint32_t> in_tile = std::span(positions).subspan(begin, end - begin);
+    const KvTile tile =
+        load_tile(context.kv, row.kv, layer_, context.kv.latent_at(j_), c.latent(), in_tile);
+    for (uint32_t head = 0; head < c.heads; ++head) {
+      std::vector<float> scores(in_tile.size());
+      dot_columns(query[head], tile.columns.data(), scores);
+      for (float& score : scores) score = score * sigma;
+      absorb_tile(partials[head][span], scores, tile.rows.data(), tile.width);
+    }
+    begin = end;
+  }
+
+  std::vector<float> heads_out;
+  for (uint32_t head = 0; head < c.heads; ++head) {
+    merge_spans(partials[head]);
+    Partial& whole = partials[head][0];
+    for (float& o : whole.o) o = o / whole.l;
+    const std::vector<float> value = v_up_[head](whole.o);
+    heads_out.insert(heads_out.end(), value.begin(), value.end());
+  }
+  return o_(heads_out);
+}
+
+}  // namespace model

@@ -1,0 +1,66 @@
+// MLA with LongCat Sparse Attention, as docs/NUMERICS.md writes it: absorbed, in spans and tiles.
+#pragma once
+#include <optional>
+#include <vector>
+
+#include "model/engine.h"
+#include "model/kv_layout.h"
+#include "model/numerics.h"
+#include "model/reference_ops.h"
+
+namespace model {
+
+// What all attentions of a model share.
+struct AttentionContext {
+  const ModelConfig& config;
+  KvLayout kv;
+  Rope rope;
+  uint32_t span;
+  Probe* probe = nullptr;
+};
+
+// Attention 0 leaves each row's positions for attention 1 of the same layer (LSA models).
+struct ReferenceScratch final : Pass::Scratch {
+  std::vector<std::vector<uint32_t>> selected;  // [rows]
+};
+
+class ReferenceAttention {
+ public:
+  static base::Result<ReferenceAttention> load(const Checkpoint& checkpoint, uint32_t layer,
+                                               uint32_t j);
+  // h += Attention(RMS(h; input norm)) for every row of the pass.
+  void run(const AttentionContext& context, Pass& pass) const;
+
+ private:
+  struct Indexer {
+    Matrix query;  // W_qb
+    Matrix key;    // W_k
+    std::vector<float> key_norm;
+    Matrix weights;  // W_w
+  };
+  // One row of the pass on its way through.
+  struct Row {
+    uint32_t row = 0, position = 0;
+    KvView kv;
+    std::vector<float> x;         // normalised input
+    std::vector<float> cq;        // normalised query latent
+    std::vector<float> cos, sin;  // at its position
+  };
+
+  std::vector<Row> start_rows(const AttentionContext& context, Pass& pass) const;
+  void write_kv(const AttentionContext& context, const Row& row) const;
+  std::vector<float> index_scores(const AttentionContext& context, const Row& row) const;
+  std::vector<uint32_t> select(const AttentionContext& context, const Row& row) const;
+  std::vector<std::vector<float>> queries(const AttentionContext& context, const Row& row) const;
+  std::vector<float> attend(const AttentionContext& context, const Row& row,
+                            const std::vector<uint32_t>& positions) const;
+
+  uint32_t layer_ = 0, j_ = 0;
+  std::vector<float> input_norm_, q_norm_, kv_norm_;
+  Matrix q_a_, q_b_, kv_a_, o_;
+  std::vector<Matrix> k_up_;  // per head W_kᵀ: nope values to kv_lora
+  std::vector<Matrix> v_up_;  // per head W_v: kv_lora values to v_dim
+  std::optional<Indexer> indexer_;
+};
+
+}  // namespace model

@@ -1,0 +1,219 @@
+// The reference engine: docs/NUMERICS.md in scalar code, one row at a time. It judges the others;
+// it is not meant to be fast.
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/check.h"
+#include "model/reference_attention.h"
+#include "model/tensor_list.h"
+
+namespace model {
+namespace {
+
+struct Layer {
+  std::vector<ReferenceAttention> attention;  // [2]
+  std::vector<float> post_norm[2];
+  Mlp mlp[2];
+  Matrix router;
+  std::vector<float> router_bias;      // of the logits; empty in every published model
+  std::vector<float> correction_bias;  // moves the choice, not the weights
+  std::vector<Mlp> experts;
+};
+
+base::Result<Layer> load_layer(const Checkpoint& checkpoint, uint32_t index) {
+  const ModelConfig& c = checkpoint.config();
+  const std::string at = fmt::format("model.layers.{}", index);
+  Layer layer;
+  for (uint32_t j = 0; j < 2; ++j) {
+    layer.attention.push_back(TRY(ReferenceAttention::load(checkpoint, index, j)));
+    layer.post_norm[j] =
+        TRY(load_vector(checkpoint, fmt::format("{}.post_attention_layernorm.{}.weight", at, j)));
+    layer.mlp[j] = TRY(Mlp::load(checkpoint, fmt::format("{}.mlps.{}", at, j)));
+  }
+  layer.router = TRY(Matrix::load(checkpoint, at + ".mlp.router.classifier.weight"));
+  layer.correction_bias = TRY(load_vector(checkpoint, at + ".mlp.router.e_score_correction_bias"));
+  if (c.router_bias)
+    layer.router_bias = TRY(load_vector(checkpoint, at + ".mlp.router.classifier.bias"));
+  for (uint32_t e = 0; e < c.experts; ++e)
+    layer.experts.push_back(TRY(Mlp::load(checkpoint, fmt::format("{}.mlp.experts.{}", at, e))));
+  return layer;
+}
+
+class ReferenceEngine final : public Engine {
+ public:
+  ReferenceEngine(const Checkpoint& checkpoint, const EngineOptions& options)
+      : checkpoint_(checkpoint),
+        config_(checkpoint.config()),
+        attention_{config_, KvLayout(config_, options.kv), Rope(config_), options.span} {}
+
+  base::Status load(const EngineOptions& options) {
+    shape_ = TRY(shape_of(checkpoint_, options.kv, options.span));
+    layers_ = options.layers.count() == 0 ? LayerRange{0, config_.layers} : options.layers;
+    if (layers_.end > config_.layers)
+      return base::fail(base::Code::kInvalidArgument, "layer {} of a model of {}", layers_.end,
+                        config_.layers);
+    for (uint32_t i = layers_.begin; i < layers_.end; ++i) {
+      weights_.push_back(TRY(load_layer(checkpoint_, i)));
+      if (options.progress) options.progress((i + 1.0 - layers_.begin) / layers_.count());
+    }
+    if (options.embedding && config_.ngram) {
+      for (uint32_t i = 0; i < config_.ngram->tables(); ++i)
+        projections_.push_back(
+            TRY(Matrix::load(checkpoint_, ngram_projection_name(config_.ngram->oe_names, i))));
+    }
+    if (options.head) {
+      final_norm_ = TRY(load_vector(checkpoint_, "model.norm.weight"));
+      lm_head_ = TRY(Matrix::load(checkpoint_, "lm_head.weight"));
+    }
+    return {};
+  }
+
+  const Shape& shape() const override { return shape_; }
+  void set_probe(Probe* probe) override { attention_.probe = probe; }
+
+  void embed(Pass& pass) override {
+    pass.h.resize(size_t{pass.rows()} * config_.hidden);
+    const size_t tables = config_.ngram ? config_.ngram->tables() : 0;
+    std::vector<uint64_t> all_ids(tables * pass.rows());  // [tables, rows]
+    for (const Segment& segment : pass.segments) {
+      std::vector<TokenId> ids(segment.context.begin(), segment.context.end());
+      const TokenId* tokens = pass.tokens.data() + segment.row;
+      ids.insert(ids.end(), tokens, tokens + segment.count);
+      for (uint32_t i = 0; i < segment.count; ++i) {
+        const size_t before = segment.context.size() + i;
+        std::vector<uint64_t> rows(tables);
+        if (tables > 0) ngram_ids(config_, std::span(ids).first(before), tokens[i], rows.data());
+        embed_row(tokens[i], rows, row_of(pass.h, segment.row + i, config_.hidden));
+        for (size_t t = 0; t < tables; ++t) all_ids[t * pass.rows() + segment.row + i] = rows[t];
+      }
+    }
+    if (tables > 0 && attention_.probe != nullptr) attention_.probe->ngram_ids(all_ids);
+  }
+
+  void attend(uint32_t layer, uint32_t j, Pass& pass) override {
+    at(layer).attention[j].run(attention_, pass);
+  }
+
+  void route(uint32_t layer, Pass& pass) override {
+    const Layer& weights = at(layer);
+    const size_t topk = config_.topk;
+    pass.x.resize(pass.h.size());
+    pass.expert_ids.resize(pass.rows() * topk);
+    pass.expert_weights.resize(pass.rows() * topk);
+    pass.expert_out.resize(pass.rows() * topk * config_.hidden);
+    for (uint32_t r = 0; r < pass.rows(); ++r) {
+      const std::span<float> x = row_of(pass.x, r, config_.hidden);
+      rms_norm(row_of(pass.h, r, config_.hidden), weights.post_norm[0].data(),
+               static_cast<float>(config_.rms_eps), x.data());
+      std::vector<float> logits = weights.router(x);
+      if (config_.router_bias) add_to(logits, weights.router_bias);
+      select_experts(config_, logits, weights.correction_bias, pass.expert_ids.data() + r * topk,
+                     pass.expert_weights.data() + r * topk);
+    }
+  }
+
+  void mlp(uint32_t layer, uint32_t j, Pass& pass) override {
+    const Layer& weights = at(layer);
+    for (uint32_t r = 0; r < pass.rows(); ++r) {
+      const std::span<float> h = row_of(pass.h, r, config_.hidden);
+      if (j == 0)
+        add_to(h, weights.mlp[0](row_of(pass.x, r, config_.hidden)));
+      else
+        add_to(h, weights.mlp[1](normed(h, weights.post_norm[1], config_.rms_eps)));
+    }
+  }
+
+  void experts(uint32_t layer, std::span<const float> x, std::span<const uint16_t> rows,
+               std::span<const uint16_t> experts, std::span<float> out) override {
+    const size_t hidden = config_.hidden;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      CHECK(experts[i] < config_.experts, "expert {} owns no weights", experts[i]);
+      const std::vector<float> y =
+          at(layer).experts[experts[i]](x.subspan(rows[i] * hidden, hidden));
+      std::copy(y.begin(), y.end(), out.begin() + static_cast<ptrdiff_t>(i * hidden));
+    }
+  }
+
+  void combine(uint32_t layer, Pass& pass) override {
+    (void)layer;
+    const size_t hidden = config_.hidden, topk = config_.topk;
+    for (size_t r = 0; r < pass.rows(); ++r) {
+      std::vector<float> sum(hidden, 0.0f);
+      bool identity = false;
+      float identity_weight = 0.0f;
+      for (size_t slot = r * topk; slot < (r + 1) * topk; ++slot) {  // ids ascend
+        const float weight = pass.expert_weights[slot];
+        if (pass.expert_ids[slot] >= config_.experts) {
+          identity = true;
+          identity_weight += weight;
+          continue;
+        }
+        const float* out = pass.expert_out.data() + slot * hidden;
+        for (size_t i = 0; i < hidden; ++i) sum[i] = std::fma(weight, out[i], sum[i]);
+      }
+      if (identity) {
+        const float* x = pass.x.data() + r * hidden;
+        for (size_t i = 0; i < hidden; ++i) sum[i] = std::fma(identity_weight, x[i], sum[i]);
+      }
+      add_to(row_of(pass.h, r, hidden), sum);
+    }
+  }
+
+  void head(const Pass& pass, std::span<const uint32_t> rows, std::span<float> logits,
+            std::vector<float>* final_hidden) override {
+    if (final_hidden != nullptr) final_hidden->clear();
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const std::span<const float> h =
+          std::span(pass.h).subspan(size_t{rows[i]} * config_.hidden, config_.hidden);
+      const std::vector<float> y = normed(h, final_norm_, config_.rms_eps);
+      lm_head_.apply(y, logits.subspan(i * config_.vocab, config_.vocab));
+      if (final_hidden != nullptr) final_hidden->insert(final_hidden->end(), y.begin(), y.end());
+    }
+  }
+
+ private:
+  const Layer& at(uint32_t layer) const {
+    CHECK(layer >= layers_.begin && layer < layers_.end, "layer {} is not loaded", layer);
+    return weights_[layer - layers_.begin];
+  }
+
+  // e = E[t];  e += P_i T_i[id_i] for i ascending;  e / (1 + tables).  Tables stay in the map.
+  void embed_row(TokenId token, std::span<const uint64_t> table_rows, std::span<float> e) const {
+    read_row(kWordTable, token, e);
+    if (table_rows.empty()) return;
+    std::vector<float> row(config_.ngram_dim());
+    for (uint32_t i = 0; i < table_rows.size(); ++i) {
+      read_row(ngram_table_name(config_.ngram->oe_names, i), table_rows[i], row);
+      add_to(e, projections_[i](row));
+    }
+    const auto divisor = static_cast<float>(1 + table_rows.size());
+    for (float& value : e) value = value / divisor;
+  }
+  void read_row(const std::string& table, uint64_t row, std::span<float> out) const {
+    const base::Status status = read_rows(checkpoint_, table, row, 1, out.data());
+    CHECK(status.has_value(), "row {} of {}: {}", row, table, status.error().what);
+  }
+
+  const Checkpoint& checkpoint_;
+  const ModelConfig& config_;
+  AttentionContext attention_;
+  Shape shape_;
+  LayerRange layers_;
+  std::vector<Layer> weights_;
+  std::vector<Matrix> projections_;  // of the n-gram tables
+  std::vector<float> final_norm_;
+  Matrix lm_head_;
+};
+
+}  // namespace
+
+base::Result<std::unique_ptr<Engine>> make_reference_engine(const Checkpoint& checkpoint,
+                                                            const EngineOptions& options) {
+  auto engine = std::make_unique<ReferenceEngine>(checkpoint, options);
+  TRY(engine->load(options));
+  return std::unique_ptr<Engine>(std::move(engine));
+}
+
+}  // namespace model

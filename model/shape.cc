@@ -1,0 +1,13 @@
+#include "model/checkpoint.h"
+#include "model/kv_layout.h"
+#include "model/numerics.h"
+
+namespace model {
+
+base::Result<Shape> shape_of(const Checkpoint& checkpoint, KvType kv, uint32_t span) {
+  Shape shape = shape_of(checkpoint.config(), checkpoint.digest(), kv, span);
+  shape.arithmetic_digest = arithmetic_digest(reference_ops(), Rope(checkpoint.config()));
+  return shape;
+}
+
+}  // namespace model

@@ -1,0 +1,162 @@
+// The local engine against the reference: not close, equal. Every comparison is of bytes.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "base/rng.h"
+#include "model/checkpoint.h"
+#include "model/kernels.h"
+#include "tests/model/pass_runner.h"
+
+namespace model {
+namespace {
+
+using testing::advance;
+using testing::run_alone;
+using testing::Sequence;
+
+// Opens a checkpoint and both engines over it.
+class LocalEngineTest : public ::testing::TestWithParam<const char*> {
+ protected:
+  void open(KvType kv, uint32_t span = 4096) {
+    auto opened = Checkpoint::open(std::string(SERVAL_SOURCE_DIR) + "/" + GetParam());
+    ASSERT_TRUE(opened.has_value()) << opened.error().what;
+    checkpoint_ = std::make_unique<Checkpoint>(std::move(*opened));
+    EngineOptions options;
+    options.kv = kv;
+    options.span = span;
+    auto reference = make_reference_engine(*checkpoint_, options);
+    auto local = make_local_engine(*checkpoint_, options);
+    ASSERT_TRUE(reference.has_value()) << reference.error().what;
+    ASSERT_TRUE(local.has_value()) << local.error().what;
+    reference_ = std::move(*reference);
+    local_ = std::move(*local);
+  }
+  std::vector<TokenId> tokens(uint32_t n, uint64_t seed) const {
+    base::Rng rng(seed);
+    std::vector<TokenId> out(n);
+    for (TokenId& t : out) t = static_cast<TokenId>(rng.below(local_->shape().vocab));
+    return out;
+  }
+  std::unique_ptr<Checkpoint> checkpoint_;
+  std::unique_ptr<Engine> reference_, local_;
+};
+
+void expect_equal(Engine& engine, const Sequence& a, const Sequence& b) {
+  ASSERT_EQ(a.hidden.size(), b.hidden.size());
+  EXPECT_EQ(std::memcmp(a.hidden.data(), b.hidden.data(), a.hidden.size() * sizeof(float)), 0);
+  EXPECT_EQ(a.kv_bytes(engine.shape()), b.kv_bytes(engine.shape()));
+}
+
+TEST_P(LocalEngineTest, EqualsTheReferenceInHiddenRowsAndKv) {
+  for (KvType kv : {KvType::kBf16, KvType::kF32}) {
+    open(kv);
+    const std::vector<TokenId> ids = tokens(180, 7);
+    expect_equal(*local_, run_alone(*reference_, ids, 0), run_alone(*local_, ids, 0));
+  }
+}
+
+TEST_P(LocalEngineTest, EqualsTheReferenceAcrossSpans) {
+  open(KvType::kBf16, /*span=*/64);
+  const std::vector<TokenId> ids = tokens(300, 8);
+  expect_equal(*local_, run_alone(*reference_, ids, 0), run_alone(*local_, ids, 0));
+}
+
+TEST_P(LocalEngineTest, DoesNotDependOnChunks) {
+  open(KvType::kBf16);
+  const std::vector<TokenId> ids = tokens(200, 9);
+  const Sequence whole = run_alone(*local_, ids, 0);
+  for (uint32_t chunk : {1u, 7u, 64u}) expect_equal(*local_, whole, run_alone(*local_, ids, chunk));
+}
+
+TEST_P(LocalEngineTest, DoesNotDependOnTheBatch) {
+  open(KvType::kBf16);
+  std::vector<Sequence> together;
+  std::vector<Sequence*> all;
+  for (uint32_t i = 0; i < 5; ++i) together.emplace_back(*local_, tokens(40 + 37 * i, 100 + i));
+  for (Sequence& s : together) all.push_back(&s);
+  Pass pass;
+  for (uint32_t turn = 0; turn < 400; ++turn) advance(*local_, all, {1, 3, 2, 17, 5}, pass);
+  for (const Sequence& s : together) {
+    ASSERT_TRUE(s.finished());
+    expect_equal(*local_, s, run_alone(*local_, s.tokens, 64));
+  }
+}
+
+TEST_P(LocalEngineTest, LogitsEqualTheReference) {
+  open(KvType::kBf16);
+  Pass pass;
+  Sequence sequence(*local_, tokens(50, 11));
+  advance(*local_, {&sequence}, {50}, pass);
+  const std::vector<uint32_t> rows = {0, 7, 49};
+  const size_t vocab = local_->shape().vocab;
+  std::vector<float> ours(rows.size() * vocab), theirs(ours.size());
+  local_->head(pass, rows, ours);
+  reference_->head(pass, rows, theirs);
+  EXPECT_EQ(std::memcmp(ours.data(), theirs.data(), ours.size() * sizeof(float)), 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, LocalEngineTest,
+                         ::testing::Values("tests/golden/tiny_flash", "tests/golden/tiny_lite",
+                                           "tests/golden/tiny_longcat2",
+                                           "tests/golden/tiny_flash_fp8",
+                                           "tests/golden/small_longcat2_realdims",
+                                           "models/serval-tiny"),
+                         [](const auto& info) {
+                           const std::string path = info.param;
+                           std::string name = path.substr(path.rfind('/') + 1);
+                           for (char& c : name) c = c == '-' ? '_' : c;
+                           return name;
+                         });
+
+// Kernels at sizes no checkpoint here has.
+TEST(Kernels, MultiplyHasTheBitsOfDotAtEverySizeAndRowCount) {
+  base::Rng rng(3);
+  for (uint32_t inputs : {1u, 15u, 256u, 257u, 512u, 700u, 1024u, 1800u}) {
+    for (uint32_t outputs : {1u, 16u, 17u, 50u, 96u}) {
+      for (bool bf16 : {false, true}) {
+        std::vector<float> w(static_cast<size_t>(inputs) * outputs),
+            x(static_cast<size_t>(inputs) * 13);
+        for (float& v : w) v = from_bf16(to_bf16(static_cast<float>(rng.uniform()) - 0.5f));
+        for (float& v : x) v = static_cast<float>(rng.uniform()) - 0.5f;
+        PackedMatrix packed(outputs, inputs, bf16);
+        for (uint32_t j = 0; j < outputs; ++j)
+          packed.set_row(j, w.data() + static_cast<size_t>(j) * inputs);
+        std::vector<float> y(static_cast<size_t>(outputs) * 13);
+        for (uint32_t rows = 1; rows <= 13; ++rows) {
+          std::fill(y.begin(), y.end(), -1.0f);
+          multiply(packed.panels(), x.data(), inputs, rows, y.data(), outputs);
+          for (uint32_t r = 0; r < rows; ++r) {
+            for (uint32_t j = 0; j < outputs; ++j) {
+              const float want = dot(std::span(x).subspan(static_cast<size_t>(r) * inputs, inputs),
+                                     std::span(w).subspan(static_cast<size_t>(j) * inputs, inputs));
+              ASSERT_EQ(want, y[static_cast<size_t>(r) * outputs + j])
+                  << inputs << "x" << outputs << " rows " << rows << " at " << r << "," << j;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Kernels, ExpHasTheBitsOfTheScalarForm) {
+  std::vector<float> x;
+  for (float v = -100.0f; v < 100.0f; v += 0.0137f) x.push_back(v);
+  for (float v : {0.0f, -0.0f, 88.72283f, -87.33654f, INFINITY, -INFINITY, 1e-30f}) x.push_back(v);
+  std::vector<float> y = x;
+  exp_in_place(y);
+  for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(fixed_exp(x[i]), y[i]) << x[i];
+}
+
+TEST(Kernels, TheArithmeticDigestIsTheReferences) {
+  ModelConfig config;
+  config.rope = 64;
+  config.rope_theta = 1e6;
+  EXPECT_EQ(arithmetic_digest(local_ops(), Rope(config)),
+            arithmetic_digest(reference_ops(), Rope(config)));
+}
+
+}  // namespace
+}  // namespace model
