@@ -1,0 +1,370 @@
+#include "decode_node/decode_actor.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "node/process.h"
+
+namespace decode {
+
+using base::Level;
+using proto::Outcome;
+
+namespace {
+
+constexpr base::Duration kWatchEvery = std::chrono::milliseconds(500);
+
+model::LayerRange all_layers(const model::Shape& shape) { return {0, shape.layers}; }
+
+std::vector<proto::LogprobFields> to_wire(const base::Sampling& sampling,
+                                          const base::TokenLogprobs& logprobs) {
+  std::vector<proto::LogprobFields> out;
+  if (sampling.top_logprobs < 0) return out;
+  out.push_back({logprobs.logprob, logprobs.top});
+  return out;
+}
+
+}  // namespace
+
+uint32_t DecodeActor::blocks_in(uint64_t kv_bytes, const model::Shape& shape) {
+  const uint64_t block =
+      static_cast<uint64_t>(shape.layers) * shape.kv_row_bytes * model::kBlockTokens;
+  return static_cast<uint32_t>(
+      std::min<uint64_t>(kv_bytes / block, std::numeric_limits<uint32_t>::max()));
+}
+
+DecodeActor::DecodeActor(DecodeConfig config)
+    : config_(std::move(config)),
+      membership_(config_.identity, *this),
+      table_(config_.shape, {.blocks = blocks_in(config_.kv_bytes, config_.shape),
+                             .max_batch = config_.max_batch,
+                             .max_sequences = config_.max_sequences}),
+      outbox_(*this),
+      service_(counters_) {}
+
+void DecodeActor::start(Context& ctx) {
+  membership_.start(ctx);
+  ctx.spawn(watch(ctx));
+}
+
+// --- this node in the cluster
+
+void DecodeActor::welcomed(Context& ctx, const proto::HelloReply& reply) {
+  ctx.set_log_node("decode/" + std::to_string(reply.position));
+  positioned_ = true;
+  share_ = share_of(reply.position, std::max(reply.positions, 1u), config_.shape.experts);
+  if (engine_) {
+    membership_.ready(ctx);
+  } else if (!loading_) {
+    ctx.spawn(load(ctx));
+  }
+}
+
+Task<void> DecodeActor::load(Context& ctx) {
+  loading_ = true;
+  base::Result<std::unique_ptr<model::Engine>> made = nullptr;
+  std::function<void()> job = [this, &made] { made = config_.make_engine(); };
+  Task<void> run = ctx.offload(std::move(job), cost_of_rows(0));
+  co_await std::move(run);
+  if (!made) {
+    ctx.log(Level::kError, "model.load_failed", {{"why", base::to_string(made.error())}});
+    ctx.stop(node::kExitModel);
+    co_return;
+  }
+  engine_ = std::move(*made);
+  exchange_ = std::make_unique<ExpertExchange>(ctx, *engine_, membership_.view(), counters_);
+  Task<void> ahead = prepare(ctx, share_);
+  co_await std::move(ahead);
+  loading_ = false;
+  if (positioned_) membership_.ready(ctx);
+}
+
+// A layer at a time, so that steps and other ranks' questions are computed in between.
+Task<void> DecodeActor::prepare(Context& ctx, std::vector<uint16_t> share) {
+  const uint64_t turn = ++preparing_;
+  for (uint32_t layer = 0; layer < config_.shape.layers; ++layer) {
+    std::function<void()> job = [this, layer, &share] {
+      engine_->prepare_experts(model::LayerRange{layer, layer + 1}, share);
+    };
+    Task<void> run = ctx.offload(std::move(job), cost_of_rows(0));
+    co_await std::move(run);
+    if (turn != preparing_) co_return;
+  }
+  prepared_.insert(share.begin(), share.end());
+}
+
+void DecodeActor::view_changed(Context& ctx, const node::View& view) {
+  if (membership_.state() != proto::NodeState::kReady) return;
+  const auto ranks = view.ready(proto::Role::kDecode);
+  const auto self = std::ranges::find(ranks, ctx.self().node, &proto::ViewNode::node);
+  if (self == ranks.end()) return;
+  std::vector<uint16_t> share =
+      share_of(static_cast<uint32_t>(self - ranks.begin()), static_cast<uint32_t>(ranks.size()),
+               config_.shape.experts);
+  if (std::ranges::all_of(share, [this](uint16_t id) { return prepared_.contains(id); })) return;
+  ctx.spawn(prepare(ctx, std::move(share)));
+}
+
+void DecodeActor::life_lost(Context&) {
+  positioned_ = false;
+  table_.clear();
+  outbox_.clear();
+}
+
+void DecodeActor::fill(proto::Heartbeat& beat) {
+  if (beat.state == proto::NodeState::kLoading && config_.load_percent != nullptr) {
+    beat.load_percent = config_.load_percent->load(std::memory_order_relaxed);
+  }
+  beat.running = table_.running();
+  beat.waiting = table_.reservations();
+  beat.blocks_used = table_.pool().used();
+  beat.blocks_total = table_.pool().total();
+  const auto count = [&beat](const char* name, double value) {
+    beat.counters.emplace_back(name, value);
+  };
+  const Counters& c = counters_;
+  count("decode_steps_total", static_cast<double>(c.steps));
+  count("decode_batch_rows_total", static_cast<double>(c.batch_rows));
+  count("decode_tokens_total", static_cast<double>(c.tokens));
+  count("expert_rows_sent_total", static_cast<double>(c.expert_rows_sent));
+  count("expert_rows_received_total", static_cast<double>(c.expert_rows_received));
+  count("expert_calls_total", static_cast<double>(c.expert_calls));
+  count("expert_redispatched_total", static_cast<double>(c.expert_redispatched));
+  count("expert_wait_seconds_total", c.expert_wait_seconds);
+  count("kv_rows_received_total", static_cast<double>(c.kv_rows_received));
+  count("transport_corrupt_total", static_cast<double>(c.corrupt));
+  count("stale_dropped_total", static_cast<double>(c.stale));
+  count("attempts_failed_total", static_cast<double>(c.attempts_failed));
+}
+
+Task<void> DecodeActor::watch(Context& ctx) {
+  for (;;) {
+    Task<void> pause = ctx.sleep(kWatchEvery);
+    co_await std::move(pause);
+    const SequenceTable::Expired expired = table_.expired(ctx.now());
+    for (Sequence* sequence : expired.overdue) {  // the coordinator's deadline has passed before
+      ctx.log(Level::kInfo, "sequence.overdue", {{"request", sequence->key.request.value}});
+      table_.end(*sequence);
+    }
+    for (Sequence* sequence : expired.silent) {
+      fail_attempt(ctx, *sequence, base::Code::kDeadline, "no KV has arrived for a minute");
+    }
+  }
+}
+
+// --- taking in
+
+// Of an attempt that table_.find() does not know.
+Outcome DecodeActor::absent(const SequenceKey& key) {
+  const Outcome outcome = table_.absent(key);
+  if (outcome == Outcome::kStale) ++counters_.stale;
+  return outcome;
+}
+
+void DecodeActor::on(Context& ctx, const Incoming<proto::ReserveKv>& in) {
+  proto::KvReserved reply;
+  reply.outcome = Outcome::kNoRoom;
+  if (membership_.state() == proto::NodeState::kReady) {
+    reply.outcome = table_.reserve(in.msg, ctx.now());
+  }
+  if (reply.outcome == Outcome::kOk) reply.credits = kCredits;
+  if (reply.outcome == Outcome::kCorrupt) {
+    ctx.log(Level::kWarn, "kv.reserve.refused", {{"request", in->request.value}});
+  }
+  ctx.reply(in, reply);
+}
+
+void DecodeActor::on(Context& ctx, const Incoming<proto::KvLayer>& in) {
+  proto::KvAck reply;
+  reply.outcome = take_rows(ctx, in);
+  ctx.reply(in, reply);
+}
+
+Outcome DecodeActor::take_rows(Context& ctx, const Incoming<proto::KvLayer>& in) {
+  const proto::KvLayer& m = in.msg;
+  Sequence* sequence = table_.find({m.request, m.attempt});
+  if (sequence == nullptr) return absent({m.request, m.attempt});
+  const size_t row_bytes = config_.shape.kv_row_bytes;
+  const auto range = sequence->intake.classify(m.layer, m.token_begin, m.token_count, m.digest);
+  if (range == KvIntake::Range::kDuplicate) return Outcome::kOk;
+  if (range == KvIntake::Range::kConflict || in.blobs.size() != 1 ||
+      in.blobs[0].size() != m.token_count * row_bytes ||
+      proto::kv_digest(m.layer, m.token_begin, in.blobs[0].view()) != m.digest) {
+    ++counters_.corrupt;
+    ctx.log(Level::kWarn, "kv.layer.corrupt",
+            {{"request", m.request.value}, {"layer", m.layer}, {"from", in.from.node.value}});
+    return Outcome::kCorrupt;
+  }
+  const model::KvView kv{&table_.pool(), sequence->blocks};
+  model::copy_rows_in(kv, m.layer, m.token_begin, m.token_count, in.blobs[0].view().data());
+  sequence->intake.received(m.layer, m.token_begin, m.token_count, m.digest);
+  sequence->heard = ctx.now();
+  counters_.kv_rows_received += m.token_count;
+  return Outcome::kOk;
+}
+
+void DecodeActor::on(Context& ctx, const Incoming<proto::KvCommit>& in) {
+  proto::Done reply;
+  reply.outcome = take_commit(ctx, in.msg);
+  ctx.reply(in, reply);
+}
+
+Outcome DecodeActor::take_commit(Context& ctx, const proto::KvCommit& m) {
+  Sequence* sequence = table_.find({m.request, m.attempt});
+  if (sequence == nullptr) return absent({m.request, m.attempt});
+  const bool sound = m.logprobs.size() <= 1 && (!m.has_token || m.token < config_.shape.vocab);
+  const auto verdict = sound ? sequence->intake.commit(m) : KvIntake::Commit::kMalformed;
+  if (verdict == KvIntake::Commit::kMalformed) {
+    ++counters_.corrupt;
+    return Outcome::kCorrupt;
+  }
+  if (verdict == KvIntake::Commit::kMismatch) {
+    fail_attempt(ctx, *sequence, base::Code::kCorrupt,
+                 "the KV that arrived is not the KV that was sent", /*without_cache=*/true);
+    return Outcome::kStale;
+  }
+  if (sequence->running()) return Outcome::kOk;
+  sequence->heard = ctx.now();
+  if (m.has_token) sequence->first = Sequence::First{m.token, m.logprobs};
+  if (sequence->intake.all_committed() && sequence->first) begin_decode(ctx, *sequence);
+  return Outcome::kOk;
+}
+
+void DecodeActor::begin_decode(Context& ctx, Sequence& sequence) {
+  ctx.log(Level::kDebug, "sequence.begin",
+          {{"request", sequence.key.request.value}, {"tokens", sequence.tokens.size()}});
+  Sequence::First first = std::move(*sequence.first);
+  table_.admit(sequence);
+  emit(sequence, first.token, std::move(first.logprobs));
+  outbox_.flush(ctx);
+  kick(ctx);
+}
+
+void DecodeActor::on(Context& ctx, const Incoming<proto::Cancel>& in) {
+  table_.cancel(in->request, in->attempt);
+  ctx.reply(in, proto::Done{});
+}
+
+void DecodeActor::on(Context& ctx, const Incoming<proto::ExpertIn>& in) {
+  service_.answer(ctx, engine_.get(), in);
+}
+
+// --- stepping
+
+void DecodeActor::kick(Context& ctx) {
+  if (stepping_ || table_.running() == 0 || outbox_.full()) return;
+  stepping_ = true;
+  ctx.spawn(run_steps(ctx));
+}
+
+Task<void> DecodeActor::run_steps(Context& ctx) {
+  while (table_.running() > 0 && !outbox_.full()) {
+    const std::vector<Sequence*>& batch = table_.next_batch();
+    step_.assemble(batch, table_.pool(), config_.shape);
+    Task<bool> pass = model::forward(*engine_, all_layers(config_.shape), step_.pass(), *exchange_);
+    const bool passed = co_await std::move(pass);
+    if (passed) {
+      std::function<void()> job = [this] { step_.sample(*engine_); };
+      Task<void> sampled = ctx.offload(std::move(job), cost_of_rows(batch.size()));
+      co_await std::move(sampled);
+    }
+    ++counters_.steps;
+    counters_.batch_rows += batch.size();
+    settle(ctx, batch, passed);
+    table_.end_step();
+    outbox_.flush(ctx);
+    membership_.progressed();
+  }
+  stepping_ = false;
+}
+
+void DecodeActor::settle(Context& ctx, const std::vector<Sequence*>& batch, bool passed) {
+  for (size_t row = 0; row < batch.size(); ++row) {
+    Sequence& sequence = *batch[row];
+    if (sequence.doomed) continue;
+    if (!passed) {
+      fail_attempt(ctx, sequence, base::Code::kUnavailable, "the step was given up");
+      continue;
+    }
+    const StepBatch::Next& next = step_.next()[row];
+    if (!next.finite) {
+      fail_attempt(ctx, sequence, base::Code::kInternal,
+                   fmt::format("numerical_error: logits at position {} are not finite",
+                               sequence.tokens.size() - 1));
+      continue;
+    }
+    emit(sequence, next.sampled.token, to_wire(sequence.sampling, next.sampled.logprobs));
+  }
+}
+
+// The sequence may be gone afterwards: its last token ends it.
+void DecodeActor::emit(Sequence& sequence, TokenId token,
+                       std::vector<proto::LogprobFields> logprobs) {
+  proto::TokenEntry entry;
+  entry.request = sequence.key.request;
+  entry.attempt = sequence.key.attempt;
+  entry.index = sequence.emitted();
+  entry.tokens.push_back(token);
+  entry.logprobs = std::move(logprobs);
+  sequence.tokens.push_back(token);
+  entry.finish = finish_of(sequence, config_.shape.eos);
+  ++counters_.tokens;
+  if (entry.finish != base::FinishReason::kNone) table_.end(sequence);
+  outbox_.add(std::move(entry));
+}
+
+void DecodeActor::tokens_stale(Context& ctx, const SequenceKey& key) {
+  Sequence* sequence = table_.find(key);
+  if (sequence == nullptr) return;
+  ++counters_.stale;
+  ctx.log(Level::kInfo, "sequence.stale", {{"request", key.request.value}});
+  table_.end(*sequence);
+}
+
+void DecodeActor::tokens_lost(Context& ctx, const SequenceKey& key) {
+  Sequence* sequence = table_.find(key);
+  if (sequence == nullptr) return;
+  fail_attempt(ctx, *sequence, base::Code::kUnavailable, "tokens could not be delivered");
+}
+
+void DecodeActor::fail_attempt(Context& ctx, Sequence& sequence, base::Code code, std::string what,
+                               bool without_cache) {
+  ctx.log(
+      Level::kWarn, "attempt.failed",
+      {{"request", sequence.key.request.value}, {"attempt", sequence.key.attempt}, {"why", what}});
+  proto::AttemptFailed message;
+  message.request = sequence.key.request;
+  message.attempt = sequence.key.attempt;
+  message.code = static_cast<uint16_t>(code);
+  message.what = std::move(what);
+  message.without_cache = without_cache;
+  ++counters_.attempts_failed;
+  table_.end(sequence);
+  ctx.spawn(report(ctx, std::move(message)));
+}
+
+Task<void> DecodeActor::report(Context& ctx, proto::AttemptFailed message) {
+  ++reports_;
+  const actor::CallOptions options{"attempt.failed", std::chrono::milliseconds(250),
+                                   std::chrono::seconds(30)};
+  const actor::Address to = node::coordinator_address();
+  auto call = ctx.call<proto::Done>(to, std::move(message), options);
+  const auto answer = co_await std::move(call);
+  --reports_;
+  if (!answer) ctx.log(Level::kWarn, "attempt.failed.untold", {{"why", answer.error().what}});
+}
+
+Ledger DecodeActor::ledger() const {
+  Ledger ledger;
+  ledger.reservations = table_.reservations();
+  ledger.running = table_.running();
+  ledger.ending = static_cast<uint32_t>(table_.size()) - ledger.reservations - ledger.running;
+  ledger.blocks_used = table_.pool().used();
+  ledger.outbox = outbox_.in_flight() + static_cast<uint32_t>(outbox_.waiting());
+  ledger.reports = reports_;
+  ledger.expert_calls = exchange_ ? exchange_->in_flight() : 0;
+  ledger.expert_jobs = service_.computing();
+  return ledger;
+}
+
+}  // namespace decode

@@ -1,0 +1,125 @@
+// DecodeActor: one rank of expert-parallel decode. It takes in the KV of requests reserved here,
+// runs complete ones in a continuous batch, streams their tokens to the coordinator, and runs its
+// share of the experts for the other ranks. Wiring; the parts are components beside this file.
+//
+// An attempt ends here by its last token, a cancel, a later attempt, a numerical error, its
+// deadline, silence of its stages, or the end of this node's life. Its blocks are free at once, or
+// at the end of the step it is in.
+#pragma once
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "actor/actor.h"
+#include "decode_node/expert_exchange.h"
+#include "decode_node/expert_service.h"
+#include "decode_node/sequence_table.h"
+#include "decode_node/step_batch.h"
+#include "decode_node/token_outbox.h"
+#include "node/membership_client.h"
+#include "proto/all.h"
+
+namespace decode {
+
+using actor::Context;
+using actor::Incoming;
+using base::Task;
+
+struct DecodeConfig {
+  node::Identity identity;
+  model::Shape shape;
+  // Called once, on the compute pool. The engine covers all layers, embedding and head.
+  std::function<base::Result<std::unique_ptr<model::Engine>>()> make_engine;
+  const std::atomic<uint32_t>* load_percent = nullptr;  // of make_engine's progress; may be null
+  uint64_t kv_bytes = 512u << 20;
+  uint32_t max_batch = 32;
+  uint32_t max_sequences = 1024;
+};
+
+// What this rank holds for others. All zero when idle.
+struct Ledger {
+  uint32_t reservations = 0, running = 0, ending = 0, blocks_used = 0;
+  uint32_t outbox = 0;                         // token messages unacknowledged, entries waiting
+  uint32_t reports = 0;                        // AttemptFailed calls under way
+  uint32_t expert_calls = 0, expert_jobs = 0;  // asked of others; computed for others
+  bool operator==(const Ledger&) const = default;
+};
+
+class DecodeActor final : public actor::Actor,
+                          private node::MembershipClient::Owner,
+                          private TokenOutbox::Owner {
+ public:
+  using In = actor::Accepts<proto::HeartbeatReply, proto::ClusterView, proto::ReserveKv,
+                            proto::KvLayer, proto::KvCommit, proto::Cancel, proto::ExpertIn>;
+  // KvLayer messages a stage may have unacknowledged.
+  static constexpr uint32_t kCredits = 8;
+
+  explicit DecodeActor(DecodeConfig config);
+  // Blocks that fit into `kv_bytes` of KV memory.
+  static uint32_t blocks_in(uint64_t kv_bytes, const model::Shape& shape);
+
+  void start(Context& ctx) override;
+  void receive(Context& ctx, actor::Envelope&& e) override {
+    In::dispatch(*this, ctx, std::move(e));
+  }
+  void on(Context& ctx, const Incoming<proto::HeartbeatReply>& in) { membership_.on(ctx, in); }
+  void on(Context& ctx, const Incoming<proto::ClusterView>& in) { membership_.on(ctx, in); }
+  void on(Context& ctx, const Incoming<proto::ReserveKv>& in);
+  void on(Context& ctx, const Incoming<proto::KvLayer>& in);
+  void on(Context& ctx, const Incoming<proto::KvCommit>& in);
+  void on(Context& ctx, const Incoming<proto::Cancel>& in);
+  void on(Context& ctx, const Incoming<proto::ExpertIn>& in);
+
+  Ledger ledger() const;
+  const Counters& counters() const { return counters_; }
+
+ private:
+  // MembershipClient::Owner
+  void welcomed(Context& ctx, const proto::HelloReply& reply) override;
+  void view_changed(Context& ctx, const node::View& view) override;
+  void life_lost(Context& ctx) override;
+  void fill(proto::Heartbeat& beat) override;
+  // TokenOutbox::Owner
+  void tokens_stale(Context& ctx, const SequenceKey& key) override;
+  void tokens_lost(Context& ctx, const SequenceKey& key) override;
+  void outbox_moved(Context& ctx) override { kick(ctx); }
+
+  Task<void> load(Context& ctx);
+  Task<void> prepare(Context& ctx, std::vector<uint16_t> share);
+  Task<void> watch(Context& ctx);
+
+  proto::Outcome absent(const SequenceKey& key);
+  proto::Outcome take_rows(Context& ctx, const Incoming<proto::KvLayer>& in);
+  proto::Outcome take_commit(Context& ctx, const proto::KvCommit& commit);
+  void begin_decode(Context& ctx, Sequence& sequence);
+
+  void kick(Context& ctx);
+  Task<void> run_steps(Context& ctx);
+  void settle(Context& ctx, const std::vector<Sequence*>& batch, bool passed);
+  void emit(Sequence& sequence, TokenId token, std::vector<proto::LogprobFields> logprobs);
+  void fail_attempt(Context& ctx, Sequence& sequence, base::Code code, std::string what,
+                    bool without_cache = false);
+  Task<void> report(Context& ctx, proto::AttemptFailed message);
+
+  // Constant after construction.
+  const DecodeConfig config_;
+  // Owned state.
+  Counters counters_;
+  node::MembershipClient membership_;
+  SequenceTable table_;
+  TokenOutbox outbox_;
+  ExpertService service_;
+  StepBatch step_;
+  std::unique_ptr<model::Engine> engine_;     // null until loaded
+  std::unique_ptr<ExpertExchange> exchange_;  // with the engine
+  std::set<uint16_t> prepared_;               // experts made resident ahead of use
+  std::vector<uint16_t> share_;               // by the position given, until the view tells better
+  uint64_t preparing_ = 0;                    // counts prepare(); an older one ends
+  bool loading_ = false, positioned_ = false, stepping_ = false;
+  uint32_t reports_ = 0;
+};
+
+}  // namespace decode

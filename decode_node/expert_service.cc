@@ -1,0 +1,67 @@
+#include "decode_node/expert_service.h"
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "decode_node/expert_exchange.h"
+
+namespace decode {
+
+bool is_sound(const actor::Incoming<proto::ExpertIn>& in, const model::Shape& shape) {
+  const proto::ExpertIn& m = in.msg;
+  const size_t pairs = m.pair_rows.size();
+  if (m.layer >= shape.layers || m.rows == 0 || m.rows > std::numeric_limits<uint16_t>::max()) {
+    return false;
+  }
+  if (pairs == 0 || pairs != m.pair_experts.size()) return false;
+  if (pairs > static_cast<size_t>(m.rows) * shape.topk) return false;
+  if (!std::ranges::all_of(m.pair_rows, [&m](uint16_t row) { return row < m.rows; })) return false;
+  if (!std::ranges::all_of(m.pair_experts, [&](uint16_t id) { return id < shape.experts; })) {
+    return false;
+  }
+  if (in.blobs.size() != 1) return false;
+  const size_t bytes = static_cast<size_t>(m.rows) * shape.hidden * sizeof(float);
+  return in.blobs[0].size() == bytes && base::hash128(in.blobs[0].view()) == m.digest;
+}
+
+void ExpertService::answer(actor::Context& ctx, model::Engine* engine,
+                           const actor::Incoming<proto::ExpertIn>& in) {
+  if (in.call == 0) return;
+  proto::ExpertOut refusal;
+  if (engine == nullptr) {
+    refusal.outcome = proto::Outcome::kUnknown;
+  } else if (jobs_.contains({in.from, in.call})) {
+    return;
+  } else if (jobs_.size() >= kJobsMost) {
+    refusal.outcome = proto::Outcome::kNoRoom;
+  } else if (!is_sound(in, engine->shape())) {
+    refusal.outcome = proto::Outcome::kCorrupt;
+    ++counters_.corrupt;
+  } else {
+    counters_.expert_rows_received += in->rows;
+    jobs_.emplace(in.from, in.call);
+    ctx.spawn(run(ctx, *engine, in));
+    return;
+  }
+  ctx.reply(in, refusal);
+}
+
+base::Task<void> ExpertService::run(actor::Context& ctx, model::Engine& engine,
+                                    actor::Incoming<proto::ExpertIn> in) {
+  proto::ExpertOut reply;
+  base::Blobs blobs(1);
+  std::function<void()> job = [&engine, &in, &reply, &blobs] {
+    const std::vector<float> x = in.blobs[0].to_vector<float>();
+    std::vector<float> out(in.msg.pair_rows.size() * engine.shape().hidden);
+    engine.experts(in.msg.layer, x, in.msg.pair_rows, in.msg.pair_experts, out);
+    blobs[0] = base::Blob::of(std::span<const float>(out));
+    reply.digest = base::hash128(blobs[0].view());
+  };
+  base::Task<void> run = ctx.offload(std::move(job), cost_of_rows(in.msg.rows));
+  co_await std::move(run);
+  jobs_.erase({in.from, in.call});
+  ctx.reply(in, reply, std::move(blobs));
+}
+
+}  // namespace decode

@@ -1,0 +1,37 @@
+// ExpertService: runs experts on other ranks' rows. Stateless between questions; a question that is
+// repeated while it is being computed is answered once.
+#pragma once
+#include <set>
+#include <utility>
+
+#include "actor/context.h"
+#include "decode_node/counters.h"
+#include "model/engine.h"
+#include "proto/experts.h"
+
+namespace decode {
+
+class ExpertService {
+ public:
+  static constexpr size_t kJobsMost = 256;  // at once; further questions are answered kNoRoom
+
+  explicit ExpertService(Counters& counters) : counters_(counters) {}
+
+  // `engine` is null while the model loads: the question is answered kUnknown.
+  void answer(actor::Context& ctx, model::Engine* engine,
+              const actor::Incoming<proto::ExpertIn>& in);
+  uint32_t computing() const { return static_cast<uint32_t>(jobs_.size()); }
+
+ private:
+  using Job = std::pair<actor::Address, uint64_t>;  // who asks, under which call
+  base::Task<void> run(actor::Context& ctx, model::Engine& engine,
+                       actor::Incoming<proto::ExpertIn> in);
+
+  Counters& counters_;
+  std::set<Job> jobs_;
+};
+
+// Sizes and ids fit each other and the model, and the rows match their digest.
+bool is_sound(const actor::Incoming<proto::ExpertIn>& in, const model::Shape& shape);
+
+}  // namespace decode

@@ -1,0 +1,54 @@
+// decode_node: the process of one decode rank.
+#include <atomic>
+#include <optional>
+
+#include "decode_node/decode_actor.h"
+#include "model/checkpoint.h"
+#include "node/process.h"
+
+namespace {
+
+// What the actor's engine points into; outlives it.
+struct Model {
+  std::optional<model::Checkpoint> checkpoint;
+  std::atomic<uint32_t> load_percent{0};
+};
+
+base::Result<std::unique_ptr<actor::Actor>> make_actor(Model& loaded, node::ProcessInfo& info) {
+  const base::ClusterConfig& config = info.config;
+  loaded.checkpoint = TRY(model::Checkpoint::open(config.model));
+  model::EngineOptions options;
+  options.kv = config.numerics_kv == "f32" ? model::KvType::kF32 : model::KvType::kBf16;
+  options.progress = [&loaded](double part) {
+    loaded.load_percent = static_cast<uint32_t>(100 * part);
+  };
+
+  decode::DecodeConfig decode;
+  decode.shape = TRY(model::shape_of(*loaded.checkpoint, options.kv, options.span));
+  if (decode::DecodeActor::blocks_in(config.decode_kv_bytes, decode.shape) == 0) {
+    return base::fail(base::Code::kConfig,
+                      "[decode] kv_bytes: {} bytes do not hold one KV block of {} tokens",
+                      config.decode_kv_bytes, model::kBlockTokens);
+  }
+  decode.identity = info.identity;
+  decode.identity.model = decode.shape.model_digest;
+  decode.identity.layout = decode.shape.layout_digest;
+  decode.identity.arithmetic = decode.shape.arithmetic_digest;
+  decode.make_engine = [&loaded, options] {
+    return model::make_local_engine(*loaded.checkpoint, options);
+  };
+  decode.load_percent = &loaded.load_percent;
+  decode.kv_bytes = config.decode_kv_bytes;
+  decode.max_batch = config.max_batch;
+  return std::make_unique<decode::DecodeActor>(std::move(decode));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Model loaded;
+  const node::MakeActor make = [&loaded](node::ProcessInfo& info) {
+    return make_actor(loaded, info);
+  };
+  return node::run_process(argc, argv, proto::Role::kDecode, make);
+}

@@ -1,0 +1,51 @@
+// Sequence: one attempt of one request on this rank, from its reservation to its last token.
+#pragma once
+#include <compare>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/generation.h"
+#include "base/time.h"
+#include "decode_node/kv_intake.h"
+#include "model/kv_pool.h"
+
+namespace decode {
+
+using base::RequestId;
+using base::Time;
+using base::TokenId;
+
+struct SequenceKey {
+  RequestId request;
+  uint32_t attempt = 0;
+  auto operator<=>(const SequenceKey&) const = default;
+};
+
+struct Sequence {
+  SequenceKey key;
+  std::vector<TokenId> tokens;  // prompt, then emitted; while it runs all but the last have KV
+  uint32_t prompt_tokens = 0;
+  base::Sampling sampling;
+  uint32_t most_emitted = 0;  // min(max_tokens, what the context leaves)
+  std::vector<model::BlockId> blocks;
+  KvIntake intake;
+  struct First {
+    TokenId token = 0;
+    std::vector<proto::LogprobFields> logprobs;  // none or one
+  };
+  std::optional<First> first;  // sampled by the last stage
+  Time deadline{};
+  Time heard{};         // of its stages; the reservation counts
+  uint64_t ticket = 0;  // order of admission to the batch; 0: still a reservation
+  bool in_step = false;
+  bool doomed = false;  // ended while in a step: freed at its end, its result is dropped
+
+  bool running() const { return ticket != 0 && !doomed; }
+  uint32_t emitted() const { return static_cast<uint32_t>(tokens.size()) - prompt_tokens; }
+};
+
+// How a sequence stands after its last token.
+base::FinishReason finish_of(const Sequence& sequence, std::span<const TokenId> eos);
+
+}  // namespace decode

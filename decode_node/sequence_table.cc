@@ -1,0 +1,183 @@
+#include "decode_node/sequence_table.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "base/check.h"
+#include "model/sampler.h"
+
+namespace decode {
+
+using proto::Outcome;
+
+base::FinishReason finish_of(const Sequence& sequence, std::span<const TokenId> eos) {
+  const std::span<const TokenId> tokens(sequence.tokens);
+  const auto reason =
+      model::finish_after(tokens.subspan(sequence.prompt_tokens), eos, sequence.sampling);
+  if (reason != base::FinishReason::kNone) return reason;
+  return sequence.emitted() >= sequence.most_emitted ? base::FinishReason::kLength
+                                                     : base::FinishReason::kNone;
+}
+
+SequenceTable::SequenceTable(const model::Shape& shape, Options options)
+    : shape_(shape),
+      options_(options),
+      pool_(options.blocks, model::LayerRange{0, shape.layers}, shape.kv_row_bytes) {
+  CHECK(options.max_batch > 0 && options.max_batch <= std::numeric_limits<uint16_t>::max(),
+        "a batch of at most {}", options.max_batch);
+}
+
+// What a coordinator never sends; refused here so that no later code has to ask.
+bool SequenceTable::plausible(const proto::ReserveKv& m) const {
+  if (!m.request || m.tokens.empty()) return false;
+  if (m.prompt_tokens == 0 || m.prompt_tokens > m.tokens.size()) return false;
+  if (m.tokens.size() >= shape_.max_context) return false;
+  if (m.tokens.size() - m.prompt_tokens >= m.sampling.max_tokens) return false;
+  return std::ranges::all_of(m.tokens, [this](TokenId id) { return id < shape_.vocab; });
+}
+
+Outcome SequenceTable::reserve(const proto::ReserveKv& m, Time now) {
+  const SequenceKey key{m.request, m.attempt};
+  if (find(key) != nullptr) return Outcome::kOk;
+  if (absent(key) == Outcome::kStale) return Outcome::kStale;
+  if (!plausible(m)) return Outcome::kCorrupt;
+  if (m.attempt > 0) cancel(m.request, m.attempt - 1);
+  if (sequences_.size() >= options_.max_sequences) return Outcome::kNoRoom;
+
+  const uint32_t most = std::min(m.sampling.max_tokens, shape_.max_context - m.prompt_tokens);
+  auto blocks = pool_.allocate(model::KvPool::blocks_for(m.prompt_tokens + most));
+  if (!blocks) return Outcome::kNoRoom;
+
+  constexpr uint64_t kDeadlineMostMs = 7ull * 24 * 3600 * 1000;
+  const std::chrono::milliseconds allowed(std::min(m.deadline_ms, kDeadlineMostMs));
+  auto sequence = std::make_unique<Sequence>();
+  sequence->key = key;
+  sequence->prompt_tokens = m.prompt_tokens;
+  sequence->sampling = proto::from_wire(m.sampling);
+  sequence->most_emitted = most;
+  sequence->blocks = std::move(*blocks);
+  sequence->intake = KvIntake(shape_.layers, static_cast<uint32_t>(m.tokens.size()));
+  sequence->deadline = now + allowed;
+  sequence->heard = now;
+  sequence->tokens.reserve(m.prompt_tokens + most);
+  sequence->tokens.assign(m.tokens.begin(), m.tokens.end());
+  sequences_.emplace(key, std::move(sequence));
+  return Outcome::kOk;
+}
+
+Sequence* SequenceTable::find(const SequenceKey& key) {
+  const auto it = sequences_.find(key);
+  return it == sequences_.end() || it->second->doomed ? nullptr : it->second.get();
+}
+
+Outcome SequenceTable::absent(const SequenceKey& key) const {
+  const auto ended = ended_.find(key.request);
+  if (ended != ended_.end() && ended->second >= key.attempt) return Outcome::kStale;
+  const auto same_or_later = sequences_.lower_bound(key);
+  const bool overtaken =
+      same_or_later != sequences_.end() && same_or_later->first.request == key.request;
+  return overtaken ? Outcome::kStale : Outcome::kUnknown;
+}
+
+void SequenceTable::admit(Sequence& sequence) {
+  CHECK(sequence.ticket == 0 && !sequence.doomed, "an attempt is admitted once");
+  sequence.ticket = ++tickets_;
+  running_.emplace(sequence.ticket, &sequence);
+}
+
+void SequenceTable::remember(const SequenceKey& key) {
+  const auto [it, fresh] = ended_.try_emplace(key.request, key.attempt);
+  it->second = std::max(it->second, key.attempt);
+  if (!fresh) return;
+  ended_order_.push_back(key.request);
+  if (ended_order_.size() > kEndedMost) {
+    ended_.erase(ended_order_.front());
+    ended_order_.pop_front();
+  }
+}
+
+void SequenceTable::drop(Sequence& sequence) {
+  if (sequence.doomed) return;
+  if (sequence.ticket != 0) running_.erase(sequence.ticket);
+  if (sequence.in_step) {
+    sequence.doomed = true;
+    ++doomed_;
+    return;
+  }
+  pool_.release(sequence.blocks);
+  const SequenceKey key = sequence.key;
+  sequences_.erase(key);
+}
+
+void SequenceTable::end(Sequence& sequence) {
+  remember(sequence.key);
+  drop(sequence);
+}
+
+void SequenceTable::forget(Sequence& sequence) { drop(sequence); }
+
+void SequenceTable::cancel(RequestId request, uint32_t attempt) {
+  remember({request, attempt});
+  auto it = sequences_.lower_bound({request, 0});
+  while (it != sequences_.end() && it->first.request == request && it->first.attempt <= attempt) {
+    Sequence& sequence = *it->second;
+    ++it;
+    drop(sequence);
+  }
+}
+
+void SequenceTable::clear() {
+  for (auto it = sequences_.begin(); it != sequences_.end();) {
+    Sequence& sequence = *it->second;
+    ++it;
+    drop(sequence);
+  }
+  ended_.clear();
+  ended_order_.clear();
+}
+
+const std::vector<Sequence*>& SequenceTable::next_batch() {
+  CHECK(batch_.empty(), "a step is under way");
+  const size_t rows = std::min<size_t>(running_.size(), options_.max_batch);
+  auto it = running_.upper_bound(turn_);
+  if (running_.size() <= options_.max_batch) it = running_.begin();
+  for (size_t row = 0; row < rows; ++row) {
+    if (it == running_.end()) it = running_.begin();
+    turn_ = it->first;
+    it->second->in_step = true;
+    batch_.push_back(it->second);
+    ++it;
+  }
+  return batch_;
+}
+
+void SequenceTable::end_step() {
+  for (Sequence* sequence : batch_) {
+    sequence->in_step = false;
+    if (!sequence->doomed) continue;
+    --doomed_;
+    pool_.release(sequence->blocks);
+    const SequenceKey key = sequence->key;
+    sequences_.erase(key);
+  }
+  batch_.clear();
+}
+
+SequenceTable::Expired SequenceTable::expired(Time now) {
+  Expired out;
+  for (const auto& [key, sequence] : sequences_) {
+    if (sequence->doomed) continue;
+    if (now >= sequence->deadline) {
+      out.overdue.push_back(sequence.get());
+    } else if (sequence->ticket == 0 && now - sequence->heard >= kSilenceMost) {
+      out.silent.push_back(sequence.get());
+    }
+  }
+  return out;
+}
+
+uint32_t SequenceTable::reservations() const {
+  return static_cast<uint32_t>(sequences_.size() - running_.size()) - doomed_;
+}
+
+}  // namespace decode

@@ -1,0 +1,50 @@
+#include "decode_node/step_batch.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/check.h"
+
+namespace decode {
+
+void StepBatch::assemble(std::span<Sequence* const> members, model::KvPool& pool,
+                         const model::Shape& shape) {
+  members_ = members;
+  pass_.tokens.clear();
+  pass_.segments.clear();
+  for (const Sequence* member : members) {
+    CHECK(!member->tokens.empty(), "a running sequence has tokens");
+    const auto position = static_cast<uint32_t>(member->tokens.size() - 1);
+    const uint32_t back = std::min(position, shape.ngram_context);
+    model::Segment segment;
+    segment.row = static_cast<uint32_t>(pass_.tokens.size());
+    segment.count = 1;
+    segment.position = position;
+    segment.kv = model::KvView{&pool, member->blocks};
+    segment.context = std::span<const TokenId>(member->tokens).subspan(position - back, back);
+    pass_.tokens.push_back(member->tokens.back());
+    pass_.segments.push_back(segment);
+  }
+  rows_.resize(members.size());
+  std::iota(rows_.begin(), rows_.end(), 0u);
+  next_.resize(members.size());
+}
+
+void StepBatch::sample(model::Engine& engine) {
+  const model::Shape& shape = engine.shape();
+  logits_.resize(rows_.size() * shape.vocab);
+  engine.head(pass_, rows_, logits_);
+  for (size_t row = 0; row < rows_.size(); ++row) {
+    const auto logits = std::span<const float>(logits_).subspan(row * shape.vocab, shape.vocab);
+    Next& next = next_[row];
+    next.finite = model::all_finite(logits);
+    if (!next.finite) continue;
+    const Sequence& member = *members_[row];
+    const std::span<const TokenId> tokens(member.tokens);
+    const model::SampleInput input{logits, tokens.first(member.prompt_tokens),
+                                   tokens.subspan(member.prompt_tokens), shape.eos};
+    next.sampled = model::sample(input, member.sampling);
+  }
+}
+
+}  // namespace decode

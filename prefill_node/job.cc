@@ -1,0 +1,199 @@
+#include "prefill_node/job.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace prefill {
+
+namespace {
+
+using model::kBlockTokens;
+constexpr uint64_t kDeadlineMost_ms = 24ull * 3600 * 1000;
+
+uint32_t stage_of(const proto::StartPrefill& start, base::NodeId self) {
+  const auto found = std::ranges::find(start.stages, self);
+  return static_cast<uint32_t>(found - start.stages.begin());
+}
+
+KvShipper::Facts shipper_facts(const JobKey& key, const proto::StartPrefill& start,
+                               const StageFacts& facts, const model::KvView& kv) {
+  const Address decode{start.decode, proto::kDecode};
+  return {key, decode, std::max(start.credits, 1u), facts.layers, kv};
+}
+
+}  // namespace
+
+bool Job::plausible(const proto::StartPrefill& start, const model::Shape& shape,
+                    base::NodeId self) {
+  const size_t tokens = start.tokens.size();
+  const auto known = [&shape](uint32_t token) { return token < shape.vocab; };
+  return tokens > 0 && tokens <= shape.max_context && start.prompt_tokens <= tokens &&
+         std::ranges::all_of(start.tokens, known) && stage_of(start, self) < start.stages.size() &&
+         start.decode && start.cached_blocks <= start.block_keys.size() &&
+         size_t{start.cached_blocks} * kBlockTokens < tokens &&
+         (start.cached_blocks == 0 || start.store);
+}
+
+Job::Job(const StageFacts& facts, proto::StartPrefill start, std::vector<model::BlockId> blocks)
+    : facts_(facts),
+      key_{start.request, start.attempt},
+      start_(std::move(start)),
+      sampling_(proto::from_wire(start_.sampling)),
+      total_(static_cast<uint32_t>(start_.tokens.size())),
+      stage_(stage_of(start_, facts.ctx.self().node)),
+      blocks_(std::move(blocks)),
+      kv_{&facts.pool, blocks_},
+      deadline_(facts.ctx.now() +
+                std::chrono::milliseconds(std::min(start_.deadline_ms, kDeadlineMost_ms))),
+      done_(start_.cached_blocks * kBlockTokens),
+      offered_(facts.layers.count(), start_.cached_blocks),
+      inputs_(done_, total_, facts.shape.hidden * sizeof(float)),
+      shipper_(facts.ctx, *this, shipper_facts(key_, start_, facts, kv_), facts.shipped) {
+  Party& party = *this;
+  if (stage_ + 1 < start_.stages.size()) {
+    const Address next{start_.stages[stage_ + 1], proto::kPrefill};
+    sender_.emplace(facts.ctx, party, key_, next, facts.shipped);
+  }
+  if (start_.cached_blocks == 0) return;
+  CacheLoader::Facts cached;
+  cached.store = {start_.store, proto::kKvstore};
+  cached.keys.assign(start_.block_keys.begin(), start_.block_keys.begin() + start_.cached_blocks);
+  cached.layers = facts.layers;
+  cached.kv = kv_;
+  loader_.emplace(facts.ctx, party, std::move(cached), shipper_);
+}
+
+void Job::begin() {
+  tasks_.start(watch_deadline());
+  if (loader_) loader_->start();
+}
+
+Task<void> Job::watch_deadline() {
+  Task<void> wait = facts_.ctx.sleep(deadline_ - facts_.ctx.now());
+  co_await std::move(wait);
+  if (over_) co_return;
+  base::Error error{base::Code::kDeadline, "the request's deadline has passed during prefill"};
+  failed(std::move(error), /*without_cache=*/false);
+}
+
+proto::Outcome Job::accept(const proto::StageInput& input, const base::Blob& rows) {
+  if (stage_ == 0) return proto::Outcome::kCorrupt;  // it cuts the chunks itself
+  return inputs_.accept(input.token_begin, input.token_count, rows);
+}
+
+bool Job::runnable() const {
+  if (over_ || computing_ || done_ == total_) return false;
+  if (loader_ && !loader_->done()) return false;
+  if (sender_ && sender_->full()) return false;
+  return stage_ == 0 || inputs_.has_next();
+}
+
+void Job::begin_chunk() {
+  CHECK(runnable(), "a chunk of request {} cannot run now", key_.request.value);
+  computing_ = true;
+  uint32_t count = std::min(facts_.chunk_tokens, total_ - done_);
+  if (stage_ > 0) {
+    const StageInputs::Chunk chunk = inputs_.take();
+    CHECK(chunk.begin == done_, "chunk at {} for position {}", chunk.begin, done_);
+    count = chunk.count;
+    pass_.h = chunk.rows.to_vector<float>();
+  }
+  pass_begin_ = done_;
+  pass_end_ = done_ + count;
+  const std::span<const base::TokenId> all(start_.tokens);
+  const uint32_t back = std::min(done_, facts_.shape.ngram_context);
+  model::Segment segment;
+  segment.count = count;
+  segment.position = done_;
+  segment.kv = kv_;
+  segment.context = all.subspan(done_ - back, back);
+  pass_.tokens.assign(all.begin() + pass_begin_, all.begin() + pass_end_);
+  pass_.segments.assign(1, segment);
+}
+
+void Job::layer_done(uint32_t layer) {
+  shipper_.push(layer, pass_begin_, pass_end_ - pass_begin_);
+  offer_to_store(layer);
+}
+
+// Full blocks that were not found in the store, as soon as their last row is there.
+void Job::offer_to_store(uint32_t layer) {
+  if (!start_.store) return;
+  const uint32_t full =
+      std::min(pass_end_ / kBlockTokens, static_cast<uint32_t>(start_.block_keys.size()));
+  uint32_t& offered = offered_[layer - facts_.layers.begin];
+  for (; offered < full; ++offered) {
+    const uint32_t first = offered * kBlockTokens;
+    base::Bytes bytes(facts_.pool.entry_bytes());
+    model::copy_rows_out(kv_, layer, first, kBlockTokens, bytes.data());
+    base::Blob rows(std::move(bytes));
+    proto::PutKv message;
+    message.key = start_.block_keys[offered];
+    message.layer = layer;
+    message.layers = facts_.shape.layers;
+    message.tokens.assign(start_.tokens.begin() + first,
+                          start_.tokens.begin() + first + kBlockTokens);
+    message.digest = base::hash128(rows.view());
+    facts_.outbox.push(facts_.ctx, start_.store, std::move(message), std::move(rows));
+  }
+}
+
+void Job::end_chunk() {
+  computing_ = false;
+  if (over_) return;
+  done_ = pass_end_;
+  if (!sender_) return;
+  base::Blob rows = base::Blob::of(std::span<const float>(pass_.h));
+  sender_->push(pass_begin_, pass_end_ - pass_begin_, std::move(rows));
+}
+
+void Job::sample(model::Engine& engine) {
+  const uint32_t last_row = pass_end_ - pass_begin_ - 1;
+  std::vector<float> logits(facts_.shape.vocab);
+  engine.head(pass_, std::span(&last_row, 1), logits);
+  finite_ = model::all_finite(logits);
+  if (!finite_) return;
+  const std::span<const base::TokenId> all(start_.tokens);
+  model::SampleInput input;
+  input.logits = logits;
+  input.prompt = all.first(start_.prompt_tokens);
+  input.emitted = all.subspan(start_.prompt_tokens);
+  input.eos = facts_.shape.eos;
+  first_ = model::sample(input, sampling_);
+}
+
+bool Job::conclude() {
+  if (shipper_.committed() && (!sender_ || sender_->idle())) return true;
+  const bool all_left = done_ == total_ && !computing_ && shipper_.idle();
+  if (!all_left || committing_) return false;
+  if (!finite_) {
+    base::Error error{base::Code::kInternal, "numerical_error: the logits are not finite"};
+    failed(std::move(error), /*without_cache=*/false);
+    return false;
+  }
+  committing_ = true;
+  proto::KvCommit commit;
+  commit.request = key_.request;
+  commit.attempt = key_.attempt;
+  commit.tokens = total_;
+  commit.cached_tokens = start_.cached_blocks * kBlockTokens;
+  if (first_) {
+    commit.has_token = true;
+    commit.token = first_->token;
+    if (sampling_.top_logprobs >= 0)
+      commit.logprobs.push_back({first_->logprobs.logprob, first_->logprobs.top});
+  }
+  shipper_.commit(std::move(commit));
+  return false;
+}
+
+bool Job::involves(base::NodeId node) const {
+  return node == start_.decode || std::ranges::find(start_.stages, node) != start_.stages.end();
+}
+
+uint32_t Job::unacknowledged() const {
+  return shipper_.unacknowledged() + (sender_ ? sender_->unacknowledged() : 0);
+}
+
+}  // namespace prefill

@@ -1,0 +1,116 @@
+// Job: one attempt of one request on this stage, from StartPrefill to its acknowledged commit.
+#pragma once
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "model/engine.h"
+#include "model/sampler.h"
+#include "prefill_node/cache_loader.h"
+#include "prefill_node/kv_shipper.h"
+#include "prefill_node/stage_inputs.h"
+#include "prefill_node/stage_sender.h"
+#include "prefill_node/store_outbox.h"
+
+namespace prefill {
+
+class Job;
+
+// What a job tells its actor. Each may end the job.
+class JobOwner {
+ public:
+  virtual ~JobOwner() = default;
+  virtual void job_moved(Job& job) = 0;
+  virtual void job_stale(Job& job) = 0;
+  virtual void job_failed(Job& job, base::Error error, bool without_cache) = 0;
+};
+
+// What all jobs of a stage share.
+struct StageFacts {
+  Context& ctx;
+  JobOwner& owner;
+  const model::Shape& shape;
+  model::LayerRange layers;
+  model::KvPool& pool;
+  uint32_t chunk_tokens;
+  ShipperCounters& shipped;
+  StoreOutbox& outbox;
+};
+
+class Job final : private Party {
+ public:
+  // REQUIRES: plausible(); `blocks` hold all tokens and are the caller's to release when the job is
+  // over and no pass of it runs.
+  Job(const StageFacts& facts, proto::StartPrefill start, std::vector<model::BlockId> blocks);
+  // Values in their ranges, and this node is one of the stages.
+  static bool plausible(const proto::StartPrefill& start, const model::Shape& shape,
+                        base::NodeId self);
+
+  // Loads what is cached and watches the deadline.
+  void begin();
+  proto::Outcome accept(const proto::StageInput& input, const base::Blob& rows);
+
+  // A chunk can be computed now: its input is here, its output has room to go.
+  bool runnable() const;
+  // Sets up pass() for the next chunk; REQUIRES: runnable().
+  void begin_chunk();
+  // The KV rows of the chunk in `layer` are final: they leave.
+  void layer_done(uint32_t layer);
+  // The pass has ended: its rows leave for the next stage.
+  void end_chunk();
+  bool at_last_token() const { return pass_end_ == total_; }  // of the chunk in the pass
+  // On the compute side, after the last chunk of the last stage.
+  void sample(model::Engine& engine);
+
+  // Everything is computed and acknowledged: sends the commit, once. True: it was taken.
+  bool conclude();
+  // Nothing is wanted any more; what waits ends without effect.
+  void end() { over_ = true; }
+
+  const JobKey& key() const { return key_; }
+  bool over() const override { return over_; }
+  bool computing() const { return computing_; }
+  bool last_stage() const { return !sender_; }
+  bool involves(base::NodeId node) const;
+  model::Pass& pass() { return pass_; }
+  const std::vector<model::BlockId>& blocks() const { return blocks_; }
+  uint32_t unacknowledged() const;
+  uint32_t fetching() const { return loader_ ? loader_->unanswered() : 0; }
+  uint32_t cached_blocks() const { return start_.cached_blocks; }
+
+ private:
+  base::Time deadline() const override { return deadline_; }
+  void moved() override { facts_.owner.job_moved(*this); }
+  void stale() override { facts_.owner.job_stale(*this); }
+  void failed(base::Error error, bool without_cache) override {
+    facts_.owner.job_failed(*this, std::move(error), without_cache);
+  }
+  Task<void> watch_deadline();
+  void offer_to_store(uint32_t layer);
+
+  // Constant after construction.
+  const StageFacts facts_;
+  const JobKey key_;
+  const proto::StartPrefill start_;
+  const base::Sampling sampling_;
+  const uint32_t total_;
+  const uint32_t stage_;
+  const std::vector<model::BlockId> blocks_;
+  const model::KvView kv_;
+  const base::Time deadline_;
+  // Owned state.
+  uint32_t done_;  // tokens whose KV is computed or cached
+  bool computing_ = false, over_ = false, committing_ = false;
+  std::vector<uint32_t> offered_;  // per layer: blocks given to the store or found there
+  model::Pass pass_;
+  uint32_t pass_begin_ = 0, pass_end_ = 0;
+  std::optional<model::Sampled> first_;
+  bool finite_ = true;
+  StageInputs inputs_;
+  KvShipper shipper_;
+  std::optional<StageSender> sender_;  // not on the last stage
+  std::optional<CacheLoader> loader_;  // when blocks are cached
+  TaskSet tasks_;
+};
+
+}  // namespace prefill

@@ -1,0 +1,68 @@
+#include "prefill_node/kv_shipper.h"
+
+#include "base/check.h"
+
+namespace prefill {
+
+void KvShipper::push(uint32_t layer, uint32_t begin, uint32_t count) {
+  waiting_.push_back({layer, begin, count});
+  pump();
+}
+
+void KvShipper::pump() {
+  while (!party_.over() && !waiting_.empty() && unacknowledged_ < facts_.credits) {
+    const Piece piece = waiting_.front();
+    waiting_.pop_front();
+    base::Bytes bytes(static_cast<size_t>(piece.count) * facts_.kv.pool->row_bytes());
+    model::copy_rows_out(facts_.kv, piece.layer, piece.begin, piece.count, bytes.data());
+    base::Blob rows(std::move(bytes));
+
+    proto::KvLayer message;
+    message.request = facts_.key.request;
+    message.attempt = facts_.key.attempt;
+    message.layer = piece.layer;
+    message.token_begin = piece.begin;
+    message.token_count = piece.count;
+    message.digest = proto::kv_digest(piece.layer, piece.begin, rows.view());
+    digests_[piece.layer - facts_.layers.begin].emplace(piece.begin, message.digest);
+    counters_.rows += piece.count;
+    counters_.bytes += rows.size();
+    ++unacknowledged_;
+    tasks_.start(ship(std::move(message), std::move(rows)));
+  }
+}
+
+Task<void> KvShipper::ship(proto::KvLayer message, base::Blob rows) {
+  base::Blobs blobs(1, std::move(rows));
+  DeliveryOptions options{"kv.layer"};
+  options.counters = &counters_;
+  Task<bool> delivery = deliver<proto::KvAck>(ctx_, party_, facts_.decode, std::move(message),
+                                              std::move(blobs), options);
+  const bool taken = co_await std::move(delivery);
+  if (!taken) co_return;
+  --unacknowledged_;
+  pump();
+  party_.moved();
+}
+
+void KvShipper::commit(proto::KvCommit commit) {
+  CHECK(idle(), "a commit with {} messages unacknowledged", unacknowledged_);
+  commit.layer_begin = facts_.layers.begin;
+  commit.layer_end = facts_.layers.end;
+  for (const auto& layer : digests_) {
+    base::Hash128 chain;
+    for (const auto& [begin, digest] : layer) chain = proto::kv_chain(chain, digest);
+    commit.digests.push_back(chain);
+  }
+  tasks_.start(send_commit(std::move(commit)));
+}
+
+Task<void> KvShipper::send_commit(proto::KvCommit commit) {
+  DeliveryOptions options{"kv.commit"};
+  Task<bool> delivery =
+      deliver<proto::Done>(ctx_, party_, facts_.decode, std::move(commit), base::Blobs{}, options);
+  committed_ = co_await std::move(delivery);
+  if (committed_) party_.moved();
+}
+
+}  // namespace prefill

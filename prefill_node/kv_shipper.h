@@ -1,0 +1,66 @@
+// KvShipper: carries the KV rows of one job to its decode rank, as soon as they are final, with at
+// most `credits` messages unacknowledged; then the commit. Rows are copied out of the pool when
+// they leave: what waits for a credit is two numbers.
+#pragma once
+#include <deque>
+#include <map>
+#include <vector>
+
+#include "model/kv_pool.h"
+#include "prefill_node/delivery.h"
+#include "prefill_node/job_key.h"
+#include "prefill_node/task_set.h"
+
+namespace prefill {
+
+struct ShipperCounters : DeliveryCounters {
+  uint64_t rows = 0, bytes = 0;  // sent for the first time
+};
+
+class KvShipper {
+ public:
+  struct Facts {
+    JobKey key;
+    Address decode;
+    uint32_t credits = 1;
+    model::LayerRange layers;
+    model::KvView kv;  // outlives the shipper's tasks, or the party is over
+  };
+  KvShipper(Context& ctx, Party& party, Facts facts, ShipperCounters& counters)
+      : ctx_(ctx),
+        party_(party),
+        facts_(std::move(facts)),
+        counters_(counters),
+        digests_(facts_.layers.count()) {}
+
+  // The rows are final.
+  void push(uint32_t layer, uint32_t begin, uint32_t count);
+  // Fills layers and digests; REQUIRES: idle(), all rows pushed. moved() when it was taken.
+  void commit(proto::KvCommit commit);
+
+  bool idle() const { return waiting_.empty() && unacknowledged_ == 0; }
+  bool committed() const { return committed_; }
+  uint32_t unacknowledged() const { return unacknowledged_; }
+
+ private:
+  struct Piece {
+    uint32_t layer, begin, count;
+  };
+  void pump();
+  Task<void> ship(proto::KvLayer message, base::Blob rows);
+  Task<void> send_commit(proto::KvCommit commit);
+
+  // Constant after construction.
+  Context& ctx_;
+  Party& party_;
+  const Facts facts_;
+  ShipperCounters& counters_;
+  // Owned state.
+  std::deque<Piece> waiting_;
+  uint32_t unacknowledged_ = 0;
+  std::vector<std::map<uint32_t, base::Hash128>> digests_;  // per layer, by first token
+  bool committed_ = false;
+  TaskSet tasks_;
+};
+
+}  // namespace prefill

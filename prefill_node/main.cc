@@ -1,0 +1,54 @@
+// prefill_node: the process of one pipeline stage.
+#include <atomic>
+#include <optional>
+
+#include "model/checkpoint.h"
+#include "node/process.h"
+#include "prefill_node/prefill_actor.h"
+
+namespace {
+
+// What the actor's engine points into; outlives it.
+struct Model {
+  std::optional<model::Checkpoint> checkpoint;
+  std::atomic<uint32_t> load_percent{0};
+};
+
+base::Result<std::unique_ptr<actor::Actor>> make_actor(Model& loaded, node::ProcessInfo& info) {
+  const base::ClusterConfig& config = info.config;
+  loaded.checkpoint = TRY(model::Checkpoint::open(config.model));
+  model::EngineOptions options;
+  options.kv = config.numerics_kv == "f32" ? model::KvType::kF32 : model::KvType::kBf16;
+  options.progress = [&loaded](double part) {
+    loaded.load_percent = static_cast<uint32_t>(100 * part);
+  };
+
+  prefill::PrefillConfig prefill;
+  prefill.shape = TRY(model::shape_of(*loaded.checkpoint, options.kv, options.span));
+  prefill.identity = info.identity;
+  prefill.identity.model = prefill.shape.model_digest;
+  prefill.identity.layout = prefill.shape.layout_digest;
+  prefill.identity.arithmetic = prefill.shape.arithmetic_digest;
+  prefill.make_engine = [&loaded, options](model::LayerRange layers) {
+    model::EngineOptions stage = options;
+    stage.layers = layers;
+    stage.embedding = layers.begin == 0;
+    stage.head = layers.end == loaded.checkpoint->config().layers;
+    return model::make_local_engine(*loaded.checkpoint, stage);
+  };
+  prefill.load_percent = &loaded.load_percent;
+  prefill.kv_bytes = config.prefill_kv_bytes;
+  prefill.chunk_tokens = config.chunk_tokens;
+  prefill.passes = config.threads;
+  return std::make_unique<prefill::PrefillActor>(std::move(prefill));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Model loaded;
+  const node::MakeActor make = [&loaded](node::ProcessInfo& info) {
+    return make_actor(loaded, info);
+  };
+  return node::run_process(argc, argv, proto::Role::kPrefill, make);
+}

@@ -1,0 +1,342 @@
+#include "prefill_node/prefill_actor.h"
+
+#include <string>
+#include <utility>
+
+#include "node/process.h"
+#include "prefill_node/stage_site.h"
+
+namespace prefill {
+
+using base::Code;
+using base::Level;
+using proto::Outcome;
+
+PrefillActor::PrefillActor(PrefillConfig config)
+    : config_(std::move(config)), membership_(config_.identity, *this) {
+  CHECK(config_.chunk_tokens > 0 && config_.chunk_tokens <= StageInputs::kRowsMost,
+        "chunks of {} tokens", config_.chunk_tokens);
+  CHECK(config_.passes > 0, "a stage that never computes");
+}
+
+void PrefillActor::start(Context& ctx) {
+  ctx_ = &ctx;
+  membership_.start(ctx);
+}
+
+// ---------------------------------------------------------------------------------- membership
+
+void PrefillActor::welcomed(Context& ctx, const proto::HelloReply& reply) {
+  ctx.set_log_node("prefill/" + std::to_string(reply.position));
+  const model::LayerRange layers{reply.layer_begin, reply.layer_end};
+  if (layers.begin >= layers.end || layers.end > config_.shape.layers) {
+    ctx.log(Level::kError, "prefill.layers_impossible",
+            {{"begin", layers.begin}, {"end", layers.end}});
+    ctx.stop(node::kExitConfig);
+    return;
+  }
+  const uint64_t turn = ++loads_;
+  if (engine_ && layers == layers_) {
+    membership_.ready(ctx);
+  } else {
+    ctx.spawn(load(ctx, layers, turn));
+  }
+}
+
+Task<void> PrefillActor::load(Context& ctx, model::LayerRange layers, uint64_t turn) {
+  while (passes_ > 0 || !leaving_.empty()) {  // they run on the former engine and pool
+    Task<void> wait = ctx.sleep(std::chrono::milliseconds(1));
+    co_await std::move(wait);
+    if (turn != loads_) co_return;
+  }
+  engine_.reset();
+  pool_.reset();
+  base::Result<std::unique_ptr<model::Engine>> made = nullptr;
+  std::function<void()> job = [this, layers, &made] { made = config_.make_engine(layers); };
+  Task<void> run = ctx.offload(std::move(job), cost_of_rows(0));
+  co_await std::move(run);
+  if (!made) {
+    ctx.log(Level::kError, "model.load_failed", {{"why", base::to_string(made.error())}});
+    ctx.stop(node::kExitModel);
+    co_return;
+  }
+  if (turn != loads_) co_return;
+  const uint64_t block_bytes =
+      uint64_t{config_.shape.kv_row_bytes} * model::kBlockTokens * layers.count();
+  const uint64_t blocks = config_.kv_bytes / block_bytes;
+  layers_ = layers;
+  engine_ = std::move(*made);
+  pool_ =
+      std::make_unique<model::KvPool>(static_cast<uint32_t>(std::min<uint64_t>(blocks, UINT32_MAX)),
+                                      layers, config_.shape.kv_row_bytes);
+  membership_.ready(ctx);
+}
+
+void PrefillActor::view_changed(Context&, const node::View& view) {
+  std::vector<Job*> broken;
+  for (const auto& [id, entry] : seen_) {
+    if (view.has(id)) continue;
+    for (const auto& [key, job] : jobs_) {
+      if (job->involves(id)) broken.push_back(job.get());
+    }
+  }
+  seen_ = view.nodes;
+  for (Job* job : broken) {
+    if (job->over()) continue;  // it lost two nodes
+    base::Error error{Code::kPeerGone, "a node of the attempt left the cluster"};
+    job_failed(*job, std::move(error), /*without_cache=*/false);
+  }
+}
+
+void PrefillActor::life_lost(Context&) {
+  ++loads_;
+  while (!jobs_.empty()) remove(*jobs_.begin()->second);
+  ended_.clear();
+  outbox_.clear();
+  seen_.clear();
+}
+
+void PrefillActor::fill(proto::Heartbeat& beat) {
+  if (beat.state == proto::NodeState::kLoading && config_.load_percent != nullptr)
+    beat.load_percent = config_.load_percent->load(std::memory_order_relaxed);
+  beat.running = passes_;
+  beat.waiting = static_cast<uint32_t>(jobs_.size()) -
+                 std::min<uint32_t>(passes_, static_cast<uint32_t>(jobs_.size()));
+  beat.blocks_used = pool_ ? pool_->used() : 0;
+  beat.blocks_total = pool_ ? pool_->total() : 0;
+  const auto count = [&beat](const char* name, uint64_t value) {
+    beat.counters.emplace_back(name, static_cast<double>(value));
+  };
+  const PrefillCounters& c = counters_;
+  count("prefill_chunks_total", c.chunks);
+  count("prefill_tokens_total", c.tokens);
+  count("prefill_cached_tokens_total", c.cached_tokens);
+  count("prefill_attempts_done_total", c.attempts_done);
+  count("prefill_no_room_total", c.no_room);
+  count("kv_rows_sent_total", c.shipped.rows);
+  count("kv_bytes_sent_total", c.shipped.bytes);
+  count("store_entries_put_total", outbox_.counters().stored);
+  count("store_entries_dropped_total", outbox_.counters().dropped);
+  count("transport_corrupt_total", c.corrupt + c.shipped.corrupt);
+  count("stale_dropped_total", c.stale);
+  count("attempts_failed_total", c.attempts_failed);
+}
+
+Ledger PrefillActor::ledger() const {
+  Ledger out;
+  out.jobs = static_cast<uint32_t>(jobs_.size());
+  out.leaving = static_cast<uint32_t>(leaving_.size());
+  out.blocks_used = pool_ ? pool_->used() : 0;
+  for (const auto& [key, job] : jobs_) {
+    out.unacknowledged += job->unacknowledged();
+    out.fetching += job->fetching();
+  }
+  out.storing = static_cast<uint32_t>(outbox_.pending());
+  out.reports = reports_;
+  return out;
+}
+
+// ------------------------------------------------------------------------------------ messages
+
+Job* PrefillActor::find(const JobKey& key) {
+  const auto found = jobs_.find(key);
+  return found == jobs_.end() ? nullptr : found->second.get();
+}
+
+void PrefillActor::on(Context& ctx, const Incoming<proto::StartPrefill>& in) {
+  membership_.progressed();
+  proto::Done done;
+  done.outcome = open_job(ctx, in.msg);
+  if (done.outcome == Outcome::kStale) ++counters_.stale;
+  if (done.outcome == Outcome::kNoRoom) ++counters_.no_room;
+  ctx.reply(in, done);
+  pump();
+}
+
+Outcome PrefillActor::open_job(Context& ctx, const proto::StartPrefill& start) {
+  const JobKey key{start.request, start.attempt};
+  if (find(key) != nullptr) return Outcome::kOk;
+  const auto later = jobs_.upper_bound(key);
+  if (later != jobs_.end() && later->first.request == key.request) return Outcome::kStale;
+  if (const Outcome past = ended_.of(key); past != Outcome::kUnknown) return past;
+  if (membership_.state() != proto::NodeState::kReady || !engine_) return Outcome::kNoRoom;
+  if (!Job::plausible(start, config_.shape, ctx.self().node)) {
+    ctx.log(Level::kWarn, "prefill.implausible", {{"request", key.request.value}});
+    return Outcome::kCorrupt;
+  }
+  if (key.attempt > 0) drop_up_to(key.request, key.attempt - 1);
+  if (jobs_.size() + leaving_.size() >= config_.jobs) return Outcome::kNoRoom;
+  auto blocks =
+      pool_->allocate(model::KvPool::blocks_for(static_cast<uint32_t>(start.tokens.size())));
+  if (!blocks) return Outcome::kNoRoom;
+  const StageFacts facts{
+      ctx, *this, config_.shape, layers_, *pool_, config_.chunk_tokens, counters_.shipped, outbox_};
+  auto job = std::make_unique<Job>(facts, start, std::move(*blocks));
+  Job& opened = *job;
+  jobs_.emplace(key, std::move(job));
+  scheduler_.add(key);
+  counters_.cached_tokens += uint64_t{start.cached_blocks} * model::kBlockTokens;
+  opened.begin();
+  return Outcome::kOk;
+}
+
+void PrefillActor::on(Context& ctx, const Incoming<proto::StageInput>& in) {
+  membership_.progressed();
+  proto::Done done;
+  done.outcome = take_input(in);
+  if (done.outcome == Outcome::kStale) ++counters_.stale;
+  if (done.outcome == Outcome::kCorrupt) ++counters_.corrupt;
+  ctx.reply(in, done);
+  pump();
+}
+
+Outcome PrefillActor::take_input(const Incoming<proto::StageInput>& in) {
+  const JobKey key{in->request, in->attempt};
+  Job* job = find(key);
+  if (job == nullptr) {
+    const auto later = jobs_.upper_bound(key);
+    if (later != jobs_.end() && later->first.request == key.request) return Outcome::kStale;
+    return ended_.of(key);
+  }
+  if (in.blobs.size() != 1 || base::hash128(in.blobs[0].view()) != in->digest)
+    return Outcome::kCorrupt;
+  return job->accept(in.msg, in.blobs[0]);
+}
+
+void PrefillActor::on(Context& ctx, const Incoming<proto::Cancel>& in) {
+  membership_.progressed();
+  drop_up_to(in->request, in->attempt);
+  ended_.dropped({in->request, in->attempt});
+  ctx.reply(in, proto::Done{});
+  pump();
+}
+
+void PrefillActor::drop_up_to(base::RequestId request, uint32_t attempt) {
+  for (;;) {
+    const auto found = jobs_.lower_bound({request, 0});
+    if (found == jobs_.end() || found->first.request != request || found->first.attempt > attempt)
+      return;
+    Job& job = *found->second;
+    ended_.dropped(job.key());
+    remove(job);
+  }
+}
+
+// ------------------------------------------------------------------------------------- compute
+
+void PrefillActor::pump() {
+  const auto runnable = [this](const JobKey& key) { return jobs_.at(key)->runnable(); };
+  while (engine_ && passes_ < config_.passes) {
+    const auto key = scheduler_.next(runnable);
+    if (!key) return;
+    Job& job = *jobs_.at(*key);
+    job.begin_chunk();
+    ++passes_;
+    ctx_->spawn(run_chunk(*ctx_, job));
+  }
+}
+
+// The job is in jobs_ or, when it ends meanwhile, in leaving_ until this returns.
+Task<void> PrefillActor::run_chunk(Context& ctx, Job& job) {
+  const uint32_t rows = job.pass().rows();
+  Task<void> chunk = compute(ctx, job);
+  co_await std::move(chunk);
+  --passes_;
+  membership_.progressed();
+  job.end_chunk();
+  if (job.over()) {
+    const auto found = std::ranges::find_if(
+        leaving_, [&job](const std::unique_ptr<Job>& other) { return other.get() == &job; });
+    CHECK(found != leaving_.end(), "a job is over and nobody has it");
+    std::unique_ptr<Job> owned = std::move(*found);
+    leaving_.erase(found);
+    release(std::move(owned));
+  } else {
+    ++counters_.chunks;
+    counters_.tokens += rows;
+    job_moved(job);
+  }
+  pump();
+}
+
+Task<void> PrefillActor::compute(Context& ctx, Job& job) {
+  StageSite site(ctx, *engine_, job);
+  Task<bool> pass = model::forward(*engine_, layers_, job.pass(), site);
+  const bool whole = co_await std::move(pass);
+  if (!whole || job.over() || !job.last_stage() || !job.at_last_token()) co_return;
+  std::function<void()> draw = [this, &job] { job.sample(*engine_); };
+  Task<void> run = ctx.offload(std::move(draw), cost_of_rows(1));
+  co_await std::move(run);
+}
+
+// ------------------------------------------------------------------------------- ends of a job
+
+void PrefillActor::job_moved(Job& job) {
+  if (job.conclude()) {
+    ++counters_.attempts_done;
+    ended_.done(job.key());
+    remove(job);
+  }
+  pump();
+}
+
+void PrefillActor::job_stale(Job& job) {
+  ++counters_.stale;
+  ended_.dropped(job.key());
+  remove(job);
+  pump();
+}
+
+void PrefillActor::job_failed(Job& job, base::Error error, bool without_cache) {
+  ++counters_.attempts_failed;
+  ctx_->log(Level::kInfo, "prefill.failed",
+            {{"request", job.key().request.value},
+             {"attempt", job.key().attempt},
+             {"why", base::to_string(error)}});
+  proto::AttemptFailed message;
+  message.request = job.key().request;
+  message.attempt = job.key().attempt;
+  message.code = static_cast<uint16_t>(error.code);
+  message.what = std::move(error.what);
+  message.without_cache = without_cache;
+  ended_.dropped(job.key());
+  remove(job);
+  ctx_->spawn(report(*ctx_, std::move(message)));
+  pump();
+}
+
+Task<void> PrefillActor::report(Context& ctx, proto::AttemptFailed message) {
+  ++reports_;
+  const actor::CallOptions options{"attempt.failed", std::chrono::milliseconds(250),
+                                   std::chrono::seconds(30)};
+  auto call = ctx.call<proto::Done>(node::coordinator_address(), std::move(message), options);
+  const auto answer = co_await std::move(call);
+  (void)answer;  // if it was not heard, the coordinator's deadline ends the attempt
+  --reports_;
+}
+
+void PrefillActor::remove(Job& job) {
+  job.end();
+  scheduler_.remove(job.key());
+  auto node = jobs_.extract(job.key());
+  CHECK(!node.empty(), "a job ends twice");
+  if (job.computing()) {
+    leaving_.push_back(std::move(node.mapped()));
+  } else {
+    release(std::move(node.mapped()));
+  }
+}
+
+void PrefillActor::release(std::unique_ptr<Job> job) {
+  pool_->release(job->blocks());
+  ctx_->spawn(bury(*ctx_, std::move(job)));
+}
+
+// The job may be ending from within one of its own tasks: it goes when they have returned.
+Task<void> PrefillActor::bury(Context& ctx, std::unique_ptr<Job> job) {
+  Task<void> later = ctx.sleep(base::Duration{0});
+  co_await std::move(later);
+  job.reset();
+}
+
+}  // namespace prefill

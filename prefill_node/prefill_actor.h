@@ -1,0 +1,124 @@
+// PrefillActor: one stage of the prefill pipeline, a contiguous range of layers. It computes the
+// chunks of the requests it was given, fairly in turn, ships the KV of each layer to the request's
+// decode rank at once, and the hidden rows to the next stage. Wiring; the parts are components
+// beside this file.
+//
+// A job ends by its acknowledged commit, a cancel, a later attempt, its deadline, a participant
+// that left the view, a refusal of a peer, or the end of this node's life. Its blocks are free at
+// once, or when the pass that runs on them comes back.
+#pragma once
+#include <atomic>
+#include <functional>
+#include <list>
+#include <map>
+#include <memory>
+
+#include "actor/actor.h"
+#include "node/membership_client.h"
+#include "prefill_node/chunk_scheduler.h"
+#include "prefill_node/ended_attempts.h"
+#include "prefill_node/job.h"
+#include "proto/all.h"
+
+namespace prefill {
+
+using actor::Incoming;
+
+struct PrefillConfig {
+  node::Identity identity;
+  model::Shape shape;
+  // Called on the compute pool once the stage's layers are known. The engine covers these layers,
+  // the embedding when they begin at 0, the head when they end with the model's.
+  std::function<base::Result<std::unique_ptr<model::Engine>>(model::LayerRange)> make_engine;
+  const std::atomic<uint32_t>* load_percent = nullptr;  // of make_engine's progress; may be null
+  uint64_t kv_bytes = 256u << 20;
+  uint32_t chunk_tokens = 256;
+  uint32_t passes = 1;  // chunks computed at once, of different jobs
+  uint32_t jobs = 64;
+};
+
+// What this stage holds for others. All zero when idle.
+struct Ledger {
+  uint32_t jobs = 0, leaving = 0;  // leaving: over, their pass has not come back
+  uint32_t blocks_used = 0;
+  uint32_t unacknowledged = 0;  // KvLayer and StageInput
+  uint32_t fetching = 0;        // FetchKv unanswered
+  uint32_t storing = 0;         // PutKv waiting or unanswered
+  uint32_t reports = 0;         // AttemptFailed calls under way
+  bool operator==(const Ledger&) const = default;
+};
+
+struct PrefillCounters {
+  uint64_t chunks = 0, tokens = 0, cached_tokens = 0, attempts_done = 0, attempts_failed = 0;
+  uint64_t stale = 0, corrupt = 0, no_room = 0;
+  ShipperCounters shipped;
+};
+
+class PrefillActor final : public actor::Actor,
+                           private node::MembershipClient::Owner,
+                           private JobOwner {
+ public:
+  using In = actor::Accepts<proto::HeartbeatReply, proto::ClusterView, proto::StartPrefill,
+                            proto::StageInput, proto::Cancel>;
+
+  explicit PrefillActor(PrefillConfig config);
+
+  void start(Context& ctx) override;
+  void receive(Context& ctx, actor::Envelope&& e) override {
+    In::dispatch(*this, ctx, std::move(e));
+  }
+  void on(Context& ctx, const Incoming<proto::HeartbeatReply>& in) { membership_.on(ctx, in); }
+  void on(Context& ctx, const Incoming<proto::ClusterView>& in) { membership_.on(ctx, in); }
+  void on(Context& ctx, const Incoming<proto::StartPrefill>& in);
+  void on(Context& ctx, const Incoming<proto::StageInput>& in);
+  void on(Context& ctx, const Incoming<proto::Cancel>& in);
+
+  Ledger ledger() const;
+  const PrefillCounters& counters() const { return counters_; }
+
+ private:
+  using Jobs = std::map<JobKey, std::unique_ptr<Job>>;
+
+  // MembershipClient::Owner
+  void welcomed(Context& ctx, const proto::HelloReply& reply) override;
+  void view_changed(Context& ctx, const node::View& view) override;
+  void life_lost(Context& ctx) override;
+  void fill(proto::Heartbeat& beat) override;
+  // JobOwner
+  void job_moved(Job& job) override;
+  void job_stale(Job& job) override;
+  void job_failed(Job& job, base::Error error, bool without_cache) override;
+
+  Task<void> load(Context& ctx, model::LayerRange layers, uint64_t turn);
+  proto::Outcome open_job(Context& ctx, const proto::StartPrefill& start);
+  proto::Outcome take_input(const Incoming<proto::StageInput>& in);
+  Job* find(const JobKey& key);
+  void drop_up_to(base::RequestId request, uint32_t attempt);
+  void pump();
+  Task<void> run_chunk(Context& ctx, Job& job);
+  Task<void> compute(Context& ctx, Job& job);
+  void remove(Job& job);
+  void release(std::unique_ptr<Job> job);
+  static Task<void> bury(Context& ctx, std::unique_ptr<Job> job);
+  Task<void> report(Context& ctx, proto::AttemptFailed message);
+
+  // Constant after construction.
+  const PrefillConfig config_;
+  Context* ctx_ = nullptr;  // since start()
+  // Owned state.
+  node::MembershipClient membership_;
+  PrefillCounters counters_;
+  model::LayerRange layers_;                      // of engine_ and pool_
+  std::unique_ptr<model::Engine> engine_;         // null until loaded
+  std::unique_ptr<model::KvPool> pool_;           // with the engine
+  uint64_t loads_ = 0;                            // counts welcomes; a load of an older one ends
+  std::map<base::NodeId, proto::ViewNode> seen_;  // the view before
+  StoreOutbox outbox_;
+  EndedAttempts ended_;
+  ChunkScheduler scheduler_;
+  uint32_t passes_ = 0, reports_ = 0;
+  Jobs jobs_;
+  std::list<std::unique_ptr<Job>> leaving_;
+};
+
+}  // namespace prefill

@@ -1,0 +1,28 @@
+// StageSite: where a chunk of a job runs: all of it on this node's compute pool, experts included.
+// A job that ends meanwhile computes nothing more.
+#pragma once
+#include "model/forward.h"
+#include "prefill_node/job.h"
+
+namespace prefill {
+
+// For the simulated host's clock; about a small model's speed.
+inline actor::Cost cost_of_rows(uint32_t rows) {
+  return {std::chrono::microseconds(20 + 2 * uint64_t{rows})};
+}
+
+class StageSite final : public model::Site {
+ public:
+  StageSite(Context& ctx, model::Engine& engine, Job& job)
+      : ctx_(ctx), engine_(engine), job_(job) {}
+  Task<void> compute(std::function<void()> job, uint32_t rows) override;
+  Task<bool> run_experts(uint32_t layer, model::Pass& pass) override;
+  void kv_ready(uint32_t layer, model::Pass& pass) override;
+
+ private:
+  Context& ctx_;
+  model::Engine& engine_;
+  Job& job_;
+};
+
+}  // namespace prefill

@@ -1,0 +1,133 @@
+// Lost, doubled, late and damaged messages; ranks that die, hang or are cut off.
+#include "tests/decode_node/rank_fixture.h"
+
+namespace decode {
+namespace {
+
+TEST_F(RankTest, LossDuplicatesAndReorderingChangeNoToken) {
+  for (uint64_t seed = 1; seed <= 6; ++seed) {
+    SCOPED_TRACE(seed);
+    build({.seed = seed, .ranks = 2});
+    sim->network().loss = 0.1;
+    sim->network().duplicate = 0.1;
+    sim->network().reorder = 0.1;
+    for (const Request& request : mixed_requests(8)) submit_at(kReady + 2s, request);
+    sim->run_until([] { return false; }, kReady + 2s + 10ms);
+    ASSERT_TRUE(run(300s));
+    for (uint32_t id = 1; id <= 8; ++id) expect_oracle_tokens(id);
+    sim->network() = {};
+    expect_idle(2);
+  }
+}
+
+TEST_F(RankTest, TheSameSeedGivesTheSameTrace) {
+  base::Hash128 traces[2];
+  for (base::Hash128& trace : traces) {
+    build({.seed = 11, .ranks = 2});
+    sim->network().loss = 0.05;
+    for (const Request& request : mixed_requests(6)) submit_at(kReady, request);
+    ASSERT_TRUE(run(120s));
+    trace = sim->trace_hash();
+  }
+  EXPECT_EQ(traces[0], traces[1]);
+}
+
+TEST_F(RankTest, DamagedKvIsSentAgainAndNeverUsed) {
+  build({.ranks = 1});
+  Request request = plain_request(1, 100, 30);
+  request.corrupt_rows = 5;
+  submit_at(kReady, request);
+  ASSERT_TRUE(run(60s));
+  expect_oracle_tokens(1);
+  EXPECT_EQ(rank(0).counters().corrupt, 5u);
+  EXPECT_EQ(cluster().request(1).attempt, 1u);
+  expect_idle(1);
+}
+
+TEST_F(RankTest, ACommitThatDoesNotMatchFailsTheAttemptAndForbidsTheCache) {
+  build({.ranks = 1});
+  Request request = plain_request(1, 100, 30);
+  request.wrong_chain = true;
+  submit_at(kReady, request);
+  ASSERT_TRUE(run(60s));
+  ASSERT_EQ(cluster().request(1).failures.size(), 1u);
+  EXPECT_TRUE(cluster().request(1).failures[0].without_cache);
+  EXPECT_EQ(cluster().request(1).failures[0].code, static_cast<uint16_t>(base::Code::kCorrupt));
+  EXPECT_EQ(cluster().request(1).attempt, 2u);
+  expect_oracle_tokens(1);
+  expect_idle(1);
+}
+
+TEST_F(RankTest, WhenARankDiesTheOtherGoesOnWithTheSameTokens) {
+  for (uint64_t seed = 1; seed <= 6; ++seed) {
+    SCOPED_TRACE(seed);
+    build({.seed = seed, .ranks = 2});
+    sim->network().loss = seed % 2 == 0 ? 0.1 : 0.0;
+    sim->network().duplicate = seed % 2 == 0 ? 0.1 : 0.0;
+    for (uint32_t id = 1; id <= 6; ++id) submit_at(kReady, plain_request(id, 30, 400));
+    sim->at(kReady + 70ms + seed * 731us, [this] { sim->kill("decode-1"); });
+    ASSERT_TRUE(run(300s));
+    for (uint32_t id = 1; id <= 6; ++id) expect_oracle_tokens(id);
+    EXPECT_GT(rank(0).counters().expert_redispatched, 0u);
+    sim->network() = {};
+    expect_idle(1);
+  }
+}
+
+TEST_F(RankTest, ARestartedRankTakesItsShareAgain) {
+  build({.ranks = 2});
+  for (uint32_t id = 1; id <= 6; ++id) submit_at(kReady, plain_request(id, 30, 600));
+  sim->at(kReady + 60ms, [this] { sim->kill("decode-1"); });
+  sim->at(kReady + 90ms, [this] { sim->restart("decode-1"); });
+  for (uint32_t id = 7; id <= 10; ++id) submit_at(kReady + 4s, plain_request(id, 30, 100));
+  sim->run_until([] { return false; }, kReady + 5s);
+  ASSERT_TRUE(run(300s));
+  for (uint32_t id = 1; id <= 10; ++id) expect_oracle_tokens(id);
+  EXPECT_GT(rank(1).counters().expert_rows_received, 0u);
+  EXPECT_GT(rank(1).counters().tokens, 0u);
+  expect_idle(2);
+}
+
+TEST_F(RankTest, ARankThatHangsIsGoneRoundAndStartsANewLifeWhenItWakes) {
+  build({.ranks = 2});
+  for (uint32_t id = 1; id <= 6; ++id) submit_at(kReady, plain_request(id, 30, 600));
+  sim->at(kReady + 60ms, [this] { sim->pause("decode-1", 4s); });
+  ASSERT_TRUE(run(300s));
+  for (uint32_t id = 1; id <= 6; ++id) expect_oracle_tokens(id);
+  sim->run_for(6s);
+  EXPECT_EQ(cluster().ready_ranks(), 2u);  // it is back, as another life
+  expect_idle(2);
+}
+
+TEST_F(RankTest, RanksThatCannotReachEachOtherComputeAllExpertsThemselves) {
+  build({.ranks = 2});
+  for (uint32_t id = 1; id <= 6; ++id) submit_at(kReady, plain_request(id, 30, 200));
+  sim->at(kReady + 30ms, [this] {
+    sim->cut("decode-0", "decode-1", 60s);
+    sim->cut("decode-1", "decode-0", 60s);
+  });
+  ASSERT_TRUE(run(30s));
+  for (uint32_t id = 1; id <= 6; ++id) {
+    expect_oracle_tokens(id);
+    EXPECT_EQ(cluster().request(id).attempt, 1u);
+  }
+  expect_idle(2);
+}
+
+TEST_F(RankTest, ANewLifeInTheMiddleOfAStepFreesEverythingAndServesOn) {
+  build({.ranks = 2});
+  for (uint32_t id = 1; id <= 6; ++id) submit_at(kReady, plain_request(id, 30, 600));
+  // Cut off long enough to be declared dead, while it goes on stepping.
+  sim->at(kReady + 60ms, [this] { sim->partition({"decode-1"}, 3s); });
+  ASSERT_TRUE(run(300s));
+  for (uint32_t id = 1; id <= 6; ++id) expect_oracle_tokens(id);
+  for (uint32_t id = 7; id <= 10; ++id) submit_at(kReady + 40s, plain_request(id, 30, 100));
+  sim->run_until([] { return false; }, kReady + 41s);
+  ASSERT_TRUE(run(300s));
+  for (uint32_t id = 7; id <= 10; ++id) expect_oracle_tokens(id);
+  EXPECT_EQ(cluster().ready_ranks(), 2u);
+  expect_idle(2);
+}
+
+}  // namespace
+}  // namespace decode

@@ -1,0 +1,437 @@
+#include "tests/decode_node/rank_fixture.h"
+
+#include <algorithm>
+
+namespace decode {
+
+std::vector<TokenId> Request::tokens() const {
+  std::vector<TokenId> out;
+  for (const auto& [index, token] : emitted) {
+    if (index != out.size()) break;
+    out.push_back(token);
+  }
+  return out;
+}
+
+// --- membership
+
+void FakeCluster::on(Context& ctx, const Incoming<proto::Hello>& in) {
+  ctx.link(in.from.node, in->endpoint);
+  if (!nodes_.contains(in.from.node)) {
+    std::erase_if(nodes_, [&](const auto& n) { return n.second.entry.name == in->name; });
+    proto::ViewNode entry;
+    entry.node = in.from.node;
+    entry.role = in->role;
+    entry.position = static_cast<uint32_t>(in->name.back() - '0');
+    entry.name = in->name;
+    entry.endpoint = in->endpoint;
+    nodes_[in.from.node] = {entry, ctx.now()};
+    publish(ctx);
+    restart_orphans(ctx);
+  }
+  proto::HelloReply reply;
+  reply.verdict = proto::HelloReply::Verdict::kWelcome;
+  reply.position = nodes_[in.from.node].entry.position;
+  reply.positions = static_cast<uint32_t>(nodes_.size());
+  reply.coordinator_life = 1;
+  reply.heartbeat_ms = 200;
+  ctx.reply(in, reply);
+}
+
+void FakeCluster::on(Context& ctx, const Incoming<proto::Heartbeat>& in) {
+  proto::HeartbeatReply reply;
+  reply.coordinator_life = 1;
+  const auto node = nodes_.find(in.from.node);
+  reply.known = node != nodes_.end();
+  if (reply.known) {
+    beats_[in.from.node] = in.msg;
+    node->second.heard = ctx.now();
+    if (node->second.entry.state != in->state) {
+      node->second.entry.state = in->state;
+      publish(ctx);
+    } else if (in->view_epoch < epoch_) {
+      send_view(ctx, in.from.node);
+    }
+  }
+  reply.view_epoch = epoch_;
+  ctx.reply(in, reply);
+}
+
+void FakeCluster::publish(Context& ctx) {
+  ++epoch_;
+  for (const auto& [id, node] : nodes_) send_view(ctx, id);
+}
+
+void FakeCluster::send_view(Context& ctx, NodeId node) {
+  proto::ClusterView view;
+  view.coordinator_life = 1;
+  view.epoch = epoch_;
+  for (const auto& [id, known] : nodes_) view.nodes.push_back(known.entry);
+  ctx.send({node, proto::kDecode}, view);
+}
+
+Task<void> FakeCluster::watch(Context& ctx) {
+  for (;;) {
+    co_await ctx.sleep(50ms);
+    const size_t before = nodes_.size();
+    const base::Time now = ctx.now();
+    std::erase_if(nodes_, [now](const auto& n) { return now - n.second.heard > 1200ms; });
+    if (nodes_.size() == before) continue;
+    publish(ctx);
+    restart_orphans(ctx);
+  }
+}
+
+void FakeCluster::restart_orphans(Context& ctx) {
+  for (auto& [id, request] : requests_) {
+    const bool over = request.cancelled || request.finish != base::FinishReason::kNone;
+    if (!over && request.rank && !nodes_.contains(request.rank)) next_attempt(ctx, request);
+  }
+}
+
+size_t FakeCluster::ready_ranks() const {
+  return static_cast<size_t>(std::ranges::count_if(
+      nodes_, [](const auto& n) { return n.second.entry.state == proto::NodeState::kReady; }));
+}
+
+NodeId FakeCluster::pick_rank(const Request& request) const {
+  std::vector<NodeId> ready;
+  for (const auto& [id, node] : nodes_) {
+    if (only_experts.contains(node.entry.name)) continue;
+    if (node.entry.state == proto::NodeState::kReady) ready.push_back(id);
+  }
+  if (ready.empty()) return {};
+  return ready[(request.id.value + request.attempt) % ready.size()];
+}
+
+// --- requests
+
+void FakeCluster::submit(Context& ctx, Request request) {
+  const RequestId id = request.id;
+  requests_[id] = std::move(request);
+  next_attempt(ctx, requests_[id]);
+}
+
+void FakeCluster::next_attempt(Context& ctx, Request& request) {
+  if (request.attempt >= give_up_after) return;
+  if (nodes_.contains(request.rank)) {
+    proto::Cancel message;
+    message.request = request.id;
+    message.attempt = request.attempt;
+    ctx.spawn(send_cancel(ctx, request.rank, message));
+  }
+  ++request.attempt;
+  request.rank = {};
+  ctx.spawn(attempt(ctx, request.id, request.attempt));
+}
+
+void FakeCluster::cancel(Context& ctx, RequestId id) {
+  Request& request = requests_.at(id);
+  request.cancelled = true;
+  proto::Cancel message;
+  message.request = id;
+  message.attempt = request.attempt;
+  ctx.spawn(send_cancel(ctx, request.rank, message));
+}
+
+Task<void> FakeCluster::send_cancel(Context& ctx, NodeId rank, proto::Cancel message) {
+  const actor::CallOptions options{"cancel", 250ms, 30s};
+  const actor::Address to{rank, proto::kDecode};
+  auto call = ctx.call<proto::Done>(to, message, options);
+  co_await std::move(call);
+}
+
+bool FakeCluster::current(RequestId id, uint32_t attempt) const {
+  const Request& request = requests_.at(id);
+  return !request.cancelled && request.attempt == attempt &&
+         request.finish == base::FinishReason::kNone;
+}
+
+bool FakeCluster::all_done() const {
+  return std::ranges::all_of(requests_, [this](const auto& r) {
+    const Request& request = r.second;
+    return request.cancelled || unwanted.contains(request.id) ||
+           (request.finish != base::FinishReason::kNone &&
+            request.tokens().size() == request.emitted.size()) ||
+           request.failures.size() >= give_up_after;
+  });
+}
+
+Task<void> FakeCluster::send_layer(Context& ctx, proto::KvLayer message, base::Blob rows,
+                                   KvSent* sent) {
+  const actor::CallOptions options{"kv.layer", 100ms, 20s};
+  Request& request = requests_.at(message.request);
+  const actor::Address to{request.rank, proto::kDecode};
+  message.digest = proto::kv_digest(message.layer, message.token_begin, rows.view());
+  for (;;) {
+    base::Blobs blobs(1, rows);
+    if (request.corrupt_rows > 0) {
+      --request.corrupt_rows;
+      base::Bytes damaged(rows.view().begin(), rows.view().end());
+      damaged[damaged.size() / 2] ^= std::byte{0x10};
+      blobs[0] = base::Blob(std::move(damaged));
+    }
+    auto call = ctx.call<proto::KvAck>(to, message, options, std::move(blobs));
+    const auto answer = co_await std::move(call);
+    if (answer && answer->msg.outcome == proto::Outcome::kCorrupt) continue;
+    sent->ok = sent->ok && answer && answer->msg.outcome == proto::Outcome::kOk;
+    co_return;
+  }
+}
+
+Task<void> FakeCluster::attempt(Context& ctx, RequestId id, uint32_t attempt) {
+  Request& request = requests_.at(id);
+  Prefilled prefilled(*engine_, request);
+  proto::ReserveKv message;
+  message.request = id;
+  message.attempt = attempt;
+  message.tokens = prefilled.tokens;
+  message.prompt_tokens = static_cast<uint32_t>(request.prompt.size());
+  message.sampling = proto::to_wire(request.sampling);
+  message.deadline_ms = request.deadline_ms;
+  Task<bool> reservation = reserve(ctx, std::move(message));
+  const bool reserved = co_await std::move(reservation);
+  if (!reserved || (request.abandoned && attempt == 1)) co_return;
+
+  KvSent sent;
+  prefilled.attempt = attempt;
+  Task<void> shipping = ship(ctx, id, &prefilled, &sent);
+  co_await std::move(shipping);
+  if (!current(id, attempt)) co_return;
+  Task<bool> commits = commit(ctx, id, &prefilled, &sent);
+  const bool taken = co_await std::move(commits);
+  if (!taken && current(id, attempt)) next_attempt(ctx, request);
+}
+
+// False when the attempt is over.
+Task<bool> FakeCluster::reserve(Context& ctx, proto::ReserveKv message) {
+  Request& request = requests_.at(message.request);
+  for (;;) {
+    if (!current(message.request, message.attempt)) co_return false;
+    request.rank = pick_rank(request);
+    if (request.rank) {
+      const actor::CallOptions options{"kv.reserve", 250ms, 5s};
+      const actor::Address to{request.rank, proto::kDecode};
+      auto call = ctx.call<proto::KvReserved>(to, message, options);
+      const auto answer = co_await std::move(call);
+      if (!current(message.request, message.attempt)) co_return false;
+      if (answer && answer->msg.outcome == proto::Outcome::kOk) co_return true;
+      if (!answer || answer->msg.outcome != proto::Outcome::kNoRoom) {
+        next_attempt(ctx, request);
+        co_return false;
+      }
+    }
+    co_await ctx.sleep(50ms);
+  }
+}
+
+FakeCluster::Prefilled::Prefilled(model::Engine& engine, const Request& request)
+    : tokens(request.prompt),
+      pool(model::KvPool::blocks_for(
+               static_cast<uint32_t>(request.prompt.size() + request.tokens().size())),
+           {0, engine.shape().layers}, engine.shape().kv_row_bytes),
+      blocks(*pool.allocate(pool.total())) {
+  const std::vector<TokenId> emitted = request.tokens();
+  tokens.insert(tokens.end(), emitted.begin(), emitted.end());
+  model::Pass pass;
+  pass.tokens = tokens;
+  model::Segment segment;
+  segment.count = static_cast<uint32_t>(tokens.size());
+  segment.kv = kv();
+  pass.segments = {segment};
+  model::InlineSite site(engine);
+  base::run_inline(model::forward(engine, pool.layers(), pass, site));
+  std::vector<float> logits(engine.shape().vocab);
+  const uint32_t last = segment.count - 1;
+  engine.head(pass, std::span(&last, 1), logits);
+  first = model::sample({logits, request.prompt, emitted, engine.shape().eos}, request.sampling);
+}
+
+Task<void> FakeCluster::ship(Context& ctx, RequestId id, Prefilled* prefilled, KvSent* sent) {
+  const model::Shape& shape = engine_->shape();
+  const Request& request = requests_.at(id);
+  const auto count = static_cast<uint32_t>(prefilled->tokens.size());
+  const model::KvView kv = prefilled->kv();
+  sent->chains.resize(shape.layers);
+  std::vector<base::Future<void>> away;
+  for (uint32_t begin = 0; begin < count; begin += request.chunk) {
+    for (uint32_t layer = 0; layer < shape.layers; ++layer) {
+      proto::KvLayer message;
+      message.request = id;
+      message.attempt = prefilled->attempt;
+      message.layer = layer;
+      message.token_begin = begin;
+      message.token_count = std::min(request.chunk, count - begin);
+      base::Bytes rows(static_cast<size_t>(message.token_count) * shape.kv_row_bytes);
+      model::copy_rows_out(kv, layer, begin, message.token_count, rows.data());
+      const base::Hash128 digest = proto::kv_digest(layer, begin, rows);
+      sent->chains[layer] = proto::kv_chain(sent->chains[layer], digest);
+      away.push_back(base::start(send_layer(ctx, message, base::Blob(std::move(rows)), sent)));
+      if (away.size() < DecodeActor::kCredits) continue;
+      for (auto& future : away) co_await future;
+      away.clear();
+    }
+  }
+  for (auto& future : away) co_await future;
+}
+
+// Two stages; the second one has the token. False: the attempt must be made again.
+Task<bool> FakeCluster::commit(Context& ctx, RequestId id, Prefilled* prefilled,
+                               const KvSent* sent) {
+  const Request& request = requests_.at(id);
+  const uint32_t layers = engine_->shape().layers;
+  for (uint32_t stage = 0; stage < 2; ++stage) {
+    if (!sent->ok) co_return false;
+    proto::KvCommit message;
+    message.request = id;
+    message.attempt = prefilled->attempt;
+    message.layer_begin = stage == 0 ? 0 : layers / 2;
+    message.layer_end = stage == 0 ? layers / 2 : layers;
+    message.tokens = static_cast<uint32_t>(prefilled->tokens.size());
+    message.digests.assign(sent->chains.begin() + message.layer_begin,
+                           sent->chains.begin() + message.layer_end);
+    if (request.wrong_chain && prefilled->attempt == 1) message.digests.back().high ^= 4;
+    message.has_token = stage == 1;
+    message.token = stage == 1 ? prefilled->first.token : 0;
+    if (stage == 1 && request.sampling.top_logprobs >= 0) {
+      const base::TokenLogprobs& logprobs = prefilled->first.logprobs;
+      message.logprobs.push_back({logprobs.logprob, logprobs.top});
+    }
+    const actor::CallOptions options{"kv.commit", 100ms, 20s};
+    const actor::Address to{request.rank, proto::kDecode};
+    auto call = ctx.call<proto::Done>(to, message, options);
+    const auto answer = co_await std::move(call);
+    if (answer && answer->msg.outcome == proto::Outcome::kStale) co_return true;
+    if (!answer || answer->msg.outcome != proto::Outcome::kOk) co_return false;
+  }
+  co_return true;
+}
+
+void FakeCluster::on(Context& ctx, const Incoming<proto::TokenOut>& in) {
+  if (!answer_tokens) return;
+  proto::TokenAck ack;
+  for (const proto::TokenEntry& entry : in->entries) {
+    Request& request = requests_.at(entry.request);
+    if (request.cancelled || entry.attempt != request.attempt || unwanted.contains(entry.request)) {
+      ack.stale.push_back(entry.request);
+      continue;
+    }
+    for (size_t i = 0; i < entry.tokens.size(); ++i) {
+      const uint32_t index = entry.index + static_cast<uint32_t>(i);
+      const auto [at, fresh] = request.emitted.try_emplace(index, entry.tokens[i]);
+      EXPECT_EQ(at->second, entry.tokens[i]) << "token " << index << " came twice and differs";
+      if (fresh) request.logprobs += entry.logprobs.size();
+    }
+    if (entry.finish != base::FinishReason::kNone) request.finish = entry.finish;
+  }
+  ctx.reply(in, ack);
+}
+
+void FakeCluster::on(Context& ctx, const Incoming<proto::AttemptFailed>& in) {
+  Request& request = requests_.at(in->request);
+  ctx.reply(in, proto::Done{});
+  if (in->attempt != request.attempt || request.cancelled) return;
+  request.failures.push_back(in.msg);
+  next_attempt(ctx, request);
+}
+
+// --- the test's side
+
+void RankTest::build(Setup setup) {
+  actor::SimOptions options;
+  options.seed = setup.seed;
+  sim = std::make_unique<actor::SimHost>(options);
+  sim->add(
+      "coordinator", proto::kCoordinator, [this] { return std::make_unique<FakeCluster>(oracle); },
+      proto::kCoordinatorNode);
+  for (uint32_t i = 0; i < setup.ranks; ++i) {
+    const std::string name = "decode-" + std::to_string(i);
+    sim->add(name, proto::kDecode, [this, name, setup] {
+      DecodeConfig config;
+      config.identity.role = proto::Role::kDecode;
+      config.identity.name = name;
+      config.identity.coordinator = "sim://coordinator";
+      config.shape = model::make_oracle_engine(oracle)->shape();
+      config.make_engine = [this, setup]() -> base::Result<std::unique_ptr<model::Engine>> {
+        return setup.make_engine ? setup.make_engine() : model::make_oracle_engine(oracle);
+      };
+      config.kv_bytes = setup.kv_bytes;
+      config.max_batch = setup.max_batch;
+      return std::make_unique<DecodeActor>(std::move(config));
+    });
+  }
+}
+
+Request RankTest::plain_request(uint64_t id, uint32_t prompt, uint32_t max_tokens) {
+  Request request;
+  request.id = RequestId{id};
+  for (uint32_t i = 0; i < prompt; ++i) {
+    request.prompt.push_back(static_cast<TokenId>(3 + (id * 37 + i * 11) % 500));
+  }
+  request.sampling.temperature = 0;
+  request.sampling.max_tokens = max_tokens;
+  request.sampling.ignore_eos = true;
+  return request;
+}
+
+std::vector<Request> RankTest::mixed_requests(uint32_t count, uint32_t max_tokens) {
+  std::vector<Request> requests;
+  for (uint32_t i = 1; i <= count; ++i) {
+    Request request = plain_request(i, 1 + (i * 29) % 150, 1 + (i * 7) % max_tokens);
+    request.chunk = i % 2 == 0 ? 16 : 64;
+    request.sampling.ignore_eos = i % 3 == 0;
+    request.sampling.temperature = i % 2 == 0 ? 1.0f : 0.0f;
+    request.sampling.repetition_penalty = i % 4 == 0 ? 1.2f : 1.0f;
+    request.sampling.frequency_penalty = i % 5 == 0 ? 0.5f : 0.0f;
+    request.sampling.top_logprobs = i % 4 == 1 ? 2 : -1;
+    request.sampling.seed = i;
+    requests.push_back(std::move(request));
+  }
+  return requests;
+}
+
+void RankTest::submit_at(base::Duration at, Request request) {
+  sim->at(at, [this, request = std::move(request)]() mutable {
+    actor::Context* ctx = sim->context("coordinator");
+    ctx->injector().post([this, ctx, request = std::move(request)]() mutable {
+      cluster().submit(*ctx, std::move(request));
+    });
+  });
+}
+
+void RankTest::cancel_at(base::Duration at, uint64_t id) {
+  sim->at(at, [this, id] {
+    actor::Context* ctx = sim->context("coordinator");
+    ctx->injector().post([this, ctx, id] { cluster().cancel(*ctx, RequestId{id}); });
+  });
+}
+
+DecodeActor& RankTest::rank(uint32_t i) {
+  return *static_cast<DecodeActor*>(sim->actor("decode-" + std::to_string(i)));
+}
+
+bool RankTest::run(base::Duration limit) {
+  sim->run_until([] { return false; }, kReady + 200ms);  // past the submissions
+  const bool done = sim->run_until([this] { return cluster().all_done(); }, limit);
+  EXPECT_EQ(sim->error_logs(), 0u);
+  EXPECT_TRUE(done) << sim->recent_log();
+  return done;
+}
+
+void RankTest::expect_oracle_tokens(uint32_t id) {
+  const Request& request = cluster().request(id);
+  const model::Generated expected =
+      model::generate(cluster().engine(), request.prompt, request.sampling);
+  EXPECT_EQ(request.tokens(), expected.tokens) << "request " << id;
+  EXPECT_EQ(request.finish, expected.finish) << "request " << id;
+  EXPECT_EQ(request.logprobs, expected.logprobs.size()) << "request " << id;
+}
+
+void RankTest::expect_idle(uint32_t ranks) {
+  sim->run_for(5s);
+  for (uint32_t i = 0; i < ranks; ++i) {
+    EXPECT_EQ(rank(i).ledger(), Ledger{}) << "decode-" << i << "\n" << sim->recent_log();
+  }
+}
+
+}  // namespace decode
