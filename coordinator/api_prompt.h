@@ -1,0 +1,31 @@
+// From a body to token ids: parse, render the chat format, tokenize, check the context. Pure and
+// slow for long prompts, so it may run on any thread.
+#pragma once
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "coordinator/api_types.h"
+#include "coordinator/gateway.h"
+#include "model/chat.h"
+#include "model/tokenizer.h"
+
+namespace coordinator {
+
+struct Prepared {
+  GenerationRequest request;
+  std::vector<std::vector<TokenId>> prompts;  // one per request.prompts(), none empty
+};
+
+Parsed<Prepared> prepare(Dialect dialect, std::string_view body, const ApiModel& model,
+                         const model::Tokenizer& tokenizer, const model::ChatFormat& format);
+// Choice i is answered by submission i: all n of the first prompt, then of the second.
+std::vector<Submission> submissions(const Prepared& prepared);
+
+// The response bodies of the two small routes.
+Parsed<std::string> tokenize(std::string_view body, const ApiModel& model,
+                             const model::Tokenizer& tokenizer, const model::ChatFormat& format);
+Parsed<std::string> detokenize(std::string_view body, const ApiModel& model,
+                               const model::Tokenizer& tokenizer);
+
+}  // namespace coordinator

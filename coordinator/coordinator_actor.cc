@@ -1,0 +1,164 @@
+#include "coordinator/coordinator_actor.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace coordinator {
+
+using actor::Address;
+using actor::Context;
+using actor::Incoming;
+using base::Level;
+using std::chrono::milliseconds;
+
+namespace {
+
+constexpr size_t kEndpointBytes = 1000;
+
+uint32_t context_of(const CoordinatorOptions& options) {
+  const uint32_t limit = options.config.max_context;
+  return limit == 0 ? options.shape.max_context : std::min(limit, options.shape.max_context);
+}
+
+uint16_t actor_of(proto::Role role) { return static_cast<uint16_t>(role); }
+
+}  // namespace
+
+CoordinatorActor::CoordinatorActor(CoordinatorOptions options) : options_(std::move(options)) {}
+
+void CoordinatorActor::start(Context& ctx) {
+  ctx_ = &ctx;
+  ctx.set_log_node("coordinator");
+  const uint64_t life = ctx.random() | 1;
+
+  MembershipOptions membership;
+  membership.stages = options_.config.prefill_stages;
+  membership.ranks = options_.config.decode_ranks;
+  membership.stores = options_.config.kvstore_nodes;
+  membership.layers = options_.shape.layers;
+  membership.heartbeat_ms = options_.config.heartbeat_ms;
+  membership.misses = options_.config.heartbeat_misses;
+  membership.model = options_.shape.model_digest;
+  membership.layout = options_.shape.layout_digest;
+  membership.arithmetic = options_.shape.arithmetic_digest;
+  membership.coordinator_life = life;
+  membership_.emplace(std::move(membership));
+
+  RequestTableOptions requests;
+  requests.max_requests = options_.config.max_requests;
+  requests.deadline_ms = options_.config.request_deadline_ms;
+  requests.vocab = options_.shape.vocab;
+  requests.max_context = context_of(options_);
+  requests.policy = options_.config.placement;
+  requests.facts = {options_.shape.eos, options_.shape.model_digest, options_.shape.layout_digest};
+  requests.coordinator_life = life;
+  requests_.emplace(std::move(requests), *membership_, ctx);
+  ctx.spawn(tick());
+}
+
+// Several times per heartbeat, so that a death is seen soon after its time.
+Task<void> CoordinatorActor::tick() {
+  const milliseconds pause(std::clamp(options_.config.heartbeat_ms / 4, 1u, 50u));
+  for (;;) {
+    Task<void> nap = ctx_->sleep(pause);
+    co_await std::move(nap);
+    const Membership::Change change = membership_->tick(ctx_->now());
+    apply(change);
+    requests_->tick();
+  }
+}
+
+void CoordinatorActor::apply(const Membership::Change& change) {
+  Context& ctx = *ctx_;
+  for (const Member& member : change.died) {
+    ctx.log(Level::kWarn, "node.dead",
+            {{"name", member.name},
+             {"node", member.node.value},
+             {"role", role_name(member.role)},
+             {"position", member.position},
+             {"epoch", membership_->epoch()}});
+  }
+  if (change.epoch_raised) {
+    const proto::ClusterView view = membership_->view();
+    for (const auto& [id, member] : membership_->members()) {
+      ctx.send(Address{id, actor_of(member.role)}, view);
+    }
+  }
+  for (const Member& member : change.died) {
+    // Calls to it fail now; it stays linked for a while so that it can be told.
+    ctx.unlink(member.node);
+    ctx.link(member.node, member.endpoint);
+  }
+  for (NodeId node : change.unlink) ctx.unlink(node);
+  for (const Member& member : change.died) requests_->node_gone(member.node);
+  if (change.epoch_raised) requests_->pump();
+}
+
+void CoordinatorActor::peer_down(Context& ctx, NodeId node) {
+  ctx.log(Level::kDebug, "node.connection_down", {{"node", node.value}});
+  membership_->connection_down(node);
+}
+
+void CoordinatorActor::on(Context& ctx, const Incoming<proto::Hello>& in) {
+  const NodeId from = in.from.node;
+  if (!from || from == proto::kCoordinatorNode || in->endpoint.size() > kEndpointBytes) {
+    ctx.log(Level::kWarn, "node.nonsense", {{"node", from.value}});
+    return;
+  }
+  const bool known = membership_->find(from) != nullptr;
+  if (!known && !in->endpoint.empty()) ctx.link(from, in->endpoint);
+  const Membership::HelloAnswer answer = membership_->hello(from, in.msg, ctx.now());
+  ctx.reply(in, answer.reply);
+  using Verdict = proto::HelloReply::Verdict;
+  if (answer.reply.verdict == Verdict::kRefused) {
+    ctx.log(Level::kWarn, "node.refused",
+            {{"name", in->name}, {"node", from.value}, {"why", answer.reply.reason}});
+  } else if (answer.reply.verdict == Verdict::kWelcome && !known) {
+    ctx.log(Level::kInfo, "node.joined",
+            {{"name", in->name},
+             {"node", from.value},
+             {"role", role_name(in->role)},
+             {"position", answer.reply.position},
+             {"version", in->version},
+             {"epoch", membership_->epoch()}});
+  }
+  apply(answer.change);
+}
+
+void CoordinatorActor::on(Context& ctx, const Incoming<proto::Heartbeat>& in) {
+  const NodeId from = in.from.node;
+  const Membership::BeatAnswer answer = membership_->heartbeat(from, in.msg, ctx.now());
+  ctx.reply(in, answer.reply);
+  if (answer.send_view) ctx.send(in.from, membership_->view());
+  if (answer.change.epoch_raised) {
+    const Member* member = membership_->find(from);
+    ctx.log(Level::kInfo, "node.state",
+            {{"name", member->name},
+             {"state", state_name(member->state())},
+             {"epoch", membership_->epoch()}});
+  }
+  apply(answer.change);
+}
+
+void CoordinatorActor::on(Context& ctx, const Incoming<proto::TokenOut>& in) {
+  const proto::TokenAck ack = requests_->tokens(in.from.node, in.msg);
+  ctx.reply(in, ack);
+}
+
+void CoordinatorActor::on(Context& ctx, const Incoming<proto::AttemptFailed>& in) {
+  const proto::Done done = requests_->attempt_failed(in.from.node, in.msg);
+  ctx.reply(in, done);
+}
+
+RequestId CoordinatorActor::submit(Submission submission, std::unique_ptr<TokenSink> sink) {
+  return requests_->submit(std::move(submission), std::move(sink));
+}
+
+void CoordinatorActor::cancel(RequestId request) { requests_->cancel(request); }
+
+void CoordinatorActor::drain() {
+  ctx_->log(Level::kInfo, "coordinator.draining", {{"running", requests_->running()}});
+  requests_->drain();
+}
+
+}  // namespace coordinator

@@ -1,0 +1,112 @@
+// What people and dashboards see of the coordinator.
+#include <algorithm>
+
+#include "coordinator/coordinator_actor.h"
+
+namespace coordinator {
+
+namespace {
+
+NodeStatus status_of(const Member& member, Time now) {
+  NodeStatus node;
+  node.name = member.name;
+  node.role = role_name(member.role);
+  node.state = state_name(member.state());
+  node.endpoint = member.endpoint;
+  node.node = member.node.value;
+  node.position = member.position;
+  node.pid = member.pid;
+  node.load_percent = member.beat.load_percent;
+  node.running = member.beat.running;
+  node.waiting = member.beat.waiting;
+  node.blocks_used = member.beat.blocks_used;
+  node.blocks_total = member.beat.blocks_total;
+  node.heartbeat_age_s = base::seconds(now - member.heard);
+  node.counters = member.beat.counters;
+  return node;
+}
+
+std::string last_name(const std::string& path) {
+  const size_t end = path.find_last_not_of('/');
+  if (end == std::string::npos) return path;
+  const size_t slash = path.find_last_of('/', end);
+  const size_t begin = slash == std::string::npos ? 0 : slash + 1;
+  return path.substr(begin, end + 1 - begin);
+}
+
+double real(uint64_t count) { return static_cast<double>(count); }
+
+}  // namespace
+
+ClusterStatus CoordinatorActor::status() const {
+  const base::ClusterConfig& config = options_.config;
+  ClusterStatus status;
+  status.name = config.name;
+  status.model =
+      config.served_model_name.empty() ? last_name(config.model) : config.served_model_name;
+  status.epoch = membership_->epoch();
+  status.missing = membership_->missing();
+  status.ready = status.missing.empty();
+  status.draining = requests_->draining();
+  status.running = requests_->running();
+  status.waiting = requests_->waiting();
+
+  NodeStatus self;
+  self.name = "coordinator";
+  self.role = role_name(proto::Role::kCoordinator);
+  self.state = status.draining ? "draining" : "ready";
+  self.endpoint = ctx_->endpoint();
+  self.node = proto::kCoordinatorNode.value;
+  self.pid = options_.pid;
+  self.load_percent = 100;
+  self.running = status.running;
+  self.waiting = status.waiting;
+  status.nodes.push_back(std::move(self));
+  for (const proto::Role role :
+       {proto::Role::kPrefill, proto::Role::kDecode, proto::Role::kKvstore}) {
+    std::vector<const Member*> members;
+    for (const auto& [id, member] : membership_->members()) {
+      if (member.role == role) members.push_back(&member);
+    }
+    std::sort(members.begin(), members.end(),
+              [](const Member* a, const Member* b) { return a->position < b->position; });
+    for (const Member* member : members) {
+      status.nodes.push_back(status_of(*member, ctx_->now()));
+    }
+  }
+  status.counters = counters();
+  status.latency = requests_->measured();
+  return status;
+}
+
+std::vector<std::pair<std::string, double>> CoordinatorActor::counters() const {
+  const RequestCounters& c = requests_->counted();
+  const Ledger ledger = requests_->ledger();
+  return {
+      {"requests_admitted_total", real(c.admitted)},
+      {"requests_refused_total", real(c.refused)},
+      {"requests_finished_stop_total", real(c.finished_stop)},
+      {"requests_finished_length_total", real(c.finished_length)},
+      {"requests_failed_total", real(c.failed)},
+      {"requests_cancelled_total", real(c.cancelled)},
+      {"attempts_total", real(c.attempts)},
+      {"failovers_total", real(c.failovers)},
+      {"no_room_total", real(c.no_room)},
+      {"prompt_tokens_total", real(c.prompt_tokens)},
+      {"cached_tokens_total", real(c.cached_tokens)},
+      {"generation_tokens_total", real(c.tokens)},
+      {"stale_entries_total", real(c.stale_entries)},
+      {"malformed_entries_total", real(c.malformed_entries)},
+      {"cancels_dropped_total", real(c.cancels_dropped)},
+      {"node_deaths_total", real(membership_->deaths())},
+      {"node_refusals_total", real(membership_->refusals())},
+      {"requests_live", real(ledger.requests)},
+      {"requests_queued", real(ledger.queued)},
+      {"waiting_tokens", real(ledger.waiting_tokens)},
+      {"promised_blocks", real(ledger.promised_blocks)},
+      {"open_calls", real(ledger.open_asks + ledger.open_cancels + ledger.open_releases)},
+      {"view_epoch", real(membership_->epoch())},
+  };
+}
+
+}  // namespace coordinator

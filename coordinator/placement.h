@@ -1,0 +1,80 @@
+// place(view, request): which nodes carry an attempt. A pure function; the policies stand in one
+// table in placement.cc.
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "base/ids.h"
+
+namespace coordinator {
+
+using base::NodeId;
+
+// A ready decode rank as the scheduler sees it: what it has told, and what has been promised to it
+// since.
+struct RankLoad {
+  NodeId node;
+  uint32_t rank = 0;
+  uint32_t requests = 0;      // placed there and not ended
+  uint32_t blocks_total = 0;  // 0: not told yet
+  uint64_t blocks_held = 0;   // by the placed requests
+  bool has_room(uint32_t blocks) const {
+    return blocks_total == 0 || blocks_held + blocks <= blocks_total;
+  }
+  uint64_t blocks_free() const {
+    return blocks_total > blocks_held ? blocks_total - blocks_held : 0;
+  }
+};
+
+struct StageLoad {
+  NodeId node;
+  uint32_t blocks_total = 0;  // 0: not told yet
+};
+
+struct PlacementView {
+  std::vector<std::optional<StageLoad>> stages;  // the ready node of each stage
+  std::vector<RankLoad> ranks;                   // ready ones, ascending rank
+  NodeId store;                                  // 0: none
+};
+
+struct PlacementRequest {
+  uint32_t blocks = 0;          // of 64 tokens, for the whole sequence: on the rank
+  uint32_t prefill_blocks = 0;  // for the tokens of the attempt: on each stage
+  uint64_t turn = 0;            // counts placements (round_robin)
+  uint64_t draw = 0;            // a random number (random)
+  std::vector<NodeId> avoid =
+      {};  // ranks that let an earlier attempt down: only if there is no other
+};
+
+struct Placement {
+  std::vector<NodeId> stages;
+  NodeId decode;
+  NodeId store;
+};
+
+enum class PlaceVerdict : uint8_t {
+  kPlaced,
+  kNotReady,   // a stage or every rank is missing
+  kNoRoom,     // every rank is full now
+  kNeverFits,  // larger than every ready rank, or than a stage
+};
+struct PlaceAnswer {
+  PlaceVerdict verdict = PlaceVerdict::kNotReady;
+  Placement placement;
+};
+
+// A policy picks among ranks with room (never empty) and returns an index.
+using Policy = size_t (*)(const std::vector<RankLoad>& ranks, const PlacementRequest& request);
+struct PolicyEntry {
+  std::string_view name;
+  Policy pick;
+  bool draws;  // wants PlacementRequest::draw
+};
+// Null when the name is unknown.
+const PolicyEntry* find_policy(std::string_view name);
+
+PlaceAnswer place(const PlacementView& view, const PlacementRequest& request, Policy policy);
+
+}  // namespace coordinator

@@ -1,0 +1,132 @@
+// The calls of a RequestRun: each a coroutine of its own that finds the run again by id when the
+// answer comes, so that a run may end while its calls are under way.
+#include <algorithm>
+#include <utility>
+
+#include "coordinator/request_run.h"
+
+namespace coordinator {
+
+using actor::Address;
+using actor::CallOptions;
+using base::Code;
+using base::Duration;
+using proto::Outcome;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+namespace {
+
+const char* refusal(Outcome outcome) {
+  switch (outcome) {
+    case Outcome::kNoRoom:
+      return "has no room";
+    case Outcome::kStale:
+      return "knows a later attempt or an end";
+    case Outcome::kUnknown:
+      return "does not know the request";
+    case Outcome::kCorrupt:
+      return "found the message corrupt";
+    case Outcome::kOk:
+    case Outcome::kMissing:
+      break;
+  }
+  return "gave an answer that has no meaning here";
+}
+
+base::Error refusal_error(const char* who, Outcome outcome) {
+  return {Code::kUnavailable, fmt::format("the {} {}", who, refusal(outcome))};
+}
+
+}  // namespace
+
+RequestRun* RequestRun::waiting_run(RunServices& services, RequestId id, uint32_t attempt) {
+  RequestRun* run = services.find(id);
+  const bool current = run != nullptr && run->attempt_.number == attempt && run->going();
+  return current ? run : nullptr;
+}
+
+Task<void> RequestRun::ask_store(RunServices& services, RequestId id, uint32_t attempt,
+                                 NodeId store, proto::LookupPrefix message) {
+  const CallOptions options{"store.lookup", milliseconds(100), milliseconds(300)};
+  const Address to{store, proto::kKvstore};
+  ++services.open_calls().asks;
+  auto call = services.context().call<proto::PrefixFound>(to, std::move(message), options);
+  const auto answer = co_await std::move(call);
+  --services.open_calls().asks;
+  const uint32_t blocks = answer ? answer->msg.blocks : 0;
+  if (RequestRun* run = waiting_run(services, id, attempt)) {
+    if (answer && blocks == 0) run->attempt_.lease = false;  // nothing found, nothing leased
+    run->attempt_.cached_blocks = blocks;
+    run->wake();
+  } else if (blocks > 0) {
+    services.release_lease(store, id, attempt);
+  }
+}
+
+Task<void> RequestRun::ask_rank(RunServices& services, NodeId rank, proto::ReserveKv message) {
+  const CallOptions options{"kv.reserve", milliseconds(250), seconds(5)};
+  const Address to{rank, proto::kDecode};
+  const RequestId id = message.request;
+  const uint32_t attempt = message.attempt;
+  ++services.open_calls().asks;
+  auto call = services.context().call<proto::KvReserved>(to, std::move(message), options);
+  const auto answer = co_await std::move(call);
+  --services.open_calls().asks;
+  const bool ok = answer && answer->msg.outcome == Outcome::kOk;
+  RequestRun* run = waiting_run(services, id, attempt);
+  if (run == nullptr) {
+    // Kept after its Cancel had come and gone.
+    if (ok) services.cancel_at(rank, proto::kDecode, id, attempt);
+    co_return;
+  }
+  if (ok) {
+    run->attempt_.credits = std::max(answer->msg.credits, 1u);
+    run->wake();
+    co_return;
+  }
+  Failure failure;
+  failure.node = rank;
+  if (answer) {
+    failure.no_room = answer->msg.outcome == Outcome::kNoRoom;
+    failure.error = refusal_error("decode rank", answer->msg.outcome);
+    if (failure.no_room) run->attempt_.reserve_asked = false;  // nothing was kept
+  } else {
+    failure.error = answer.error();
+  }
+  run->fail_attempt(std::move(failure));
+  run->wake();
+}
+
+Task<void> RequestRun::ask_stage(RunServices& services, NodeId stage, proto::StartPrefill message) {
+  const CallOptions options{"prefill.start", milliseconds(250), seconds(5)};
+  const Address to{stage, proto::kPrefill};
+  const RequestId id = message.request;
+  const uint32_t attempt = message.attempt;
+  ++services.open_calls().asks;
+  auto call = services.context().call<proto::Done>(to, std::move(message), options);
+  const auto answer = co_await std::move(call);
+  --services.open_calls().asks;
+  const bool ok = answer && answer->msg.outcome == Outcome::kOk;
+  RequestRun* run = waiting_run(services, id, attempt);
+  if (run == nullptr) {
+    if (ok) services.cancel_at(stage, proto::kPrefill, id, attempt);
+    co_return;
+  }
+  if (run->attempt_.starts_open > 0) --run->attempt_.starts_open;
+  if (!ok && !run->attempt_.token_seen) {
+    Failure failure;
+    failure.no_room = answer && answer->msg.outcome == Outcome::kNoRoom;
+    failure.error = answer ? refusal_error("prefill stage", answer->msg.outcome) : answer.error();
+    run->fail_attempt(std::move(failure));
+  }
+  run->wake();
+}
+
+Task<void> RequestRun::wake_later(RunServices& services, RequestId id, Duration after) {
+  Task<void> nap = services.context().sleep(after);
+  co_await std::move(nap);
+  if (RequestRun* run = services.find(id)) run->wake();
+}
+
+}  // namespace coordinator

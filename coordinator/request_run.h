@@ -1,0 +1,189 @@
+// RequestRun: one request from admission to its end, over all its attempts.
+//
+//   place → look up the prefix → reserve KV → start every stage → tokens until the end
+//        ↑____________ an attempt failed: cancel it, go on after what was emitted ____|
+//
+// One coroutine (run) walks this line; what happens meanwhile (answers, tokens, deaths, cancel,
+// deadline) sets state and wakes it. It may end, and this object be destroyed, inside any function
+// marked "may end".
+#pragma once
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "actor/context.h"
+#include "coordinator/gateway.h"
+#include "coordinator/placement.h"
+#include "coordinator/token_log.h"
+#include "proto/request.h"
+#include "proto/store.h"
+
+namespace coordinator {
+
+using base::Task;
+using base::Time;
+
+class RequestRun;
+
+// What happened, over the coordinator's life.
+struct RequestCounters {
+  uint64_t admitted = 0, refused = 0, cancelled = 0;
+  uint64_t finished_stop = 0, finished_length = 0, failed = 0;
+  uint64_t attempts = 0, failovers = 0, no_room = 0;
+  uint64_t prompt_tokens = 0, cached_tokens = 0, tokens = 0;
+  uint64_t stale_entries = 0, malformed_entries = 0, cancels_dropped = 0;
+};
+// Calls that have not come home.
+struct OpenCalls {
+  uint64_t asks = 0, cancels = 0, releases = 0;
+};
+
+// The surroundings of a run: RequestTable.
+class RunServices {
+ public:
+  virtual ~RunServices() = default;
+  virtual actor::Context& context() = 0;
+  virtual RequestRun* find(RequestId request) = 0;
+  // Queues the run by its arrival; answered by placed() or refuse(), perhaps before it returns.
+  virtual void wants_place(RequestRun& run) = 0;
+  // Takes the run out of the queue and gives back what place() promised to it.
+  virtual void give_back(RequestRun& run, const std::optional<Placement>& placement) = 0;
+  // A node had no room though the view said so: nobody is placed for a moment, and from then on
+  // one by one until the queue is empty.
+  virtual void no_room() = 0;
+  // Every node of the run's placement has taken it.
+  virtual void started(RequestRun& run) = 0;
+  // Its stages are free again.
+  virtual void prefilled(RequestRun& run) = 0;
+  // Tells a node to free all attempts ≤ attempt; nothing when the node has left the view.
+  virtual void cancel_at(NodeId node, uint16_t actor, RequestId request, uint32_t attempt) = 0;
+  virtual void release_lease(NodeId store, RequestId request, uint32_t attempt) = 0;
+  virtual RequestCounters& counters() = 0;
+  virtual Latencies& latencies() = 0;
+  virtual OpenCalls& open_calls() = 0;
+  // Off the table; the caller owns it.
+  virtual std::unique_ptr<RequestRun> remove(RequestId request) = 0;
+};
+
+// Constant facts of the cluster that every run needs.
+struct RunFacts {
+  std::vector<TokenId> eos;
+  base::Hash128 model, layout;
+};
+
+struct RunStart {
+  RequestId id;
+  uint64_t arrival = 0;   // order of admission
+  Submission submission;  // admitted: seed and max_tokens are set
+  std::unique_ptr<TokenSink> sink;
+  Time submitted{}, deadline{};
+};
+
+class RequestRun {
+ public:
+  RequestRun(RunServices& services, const RunFacts& facts, RunStart start);
+
+  Task<void> run();  // spawned once
+
+  // --- events; each may end the run
+  void placed(Placement placement);
+  void refuse(base::Error error);  // ends it with this error
+  void cancel();                   // the sink is destroyed uncalled
+  void node_gone(NodeId node);
+  // False: not of the current attempt.
+  bool attempt_failed(NodeId from, const proto::AttemptFailed& message);
+  // False: not of the current attempt. Does not end the run: call settle() when the entry is done.
+  bool token(NodeId from, const proto::TokenEntry& entry);
+  void settle();  // may end
+
+  RequestId id() const { return id_; }
+  uint64_t arrival() const { return arrival_; }
+  Time deadline() const { return deadline_; }
+  bool started() const { return attempts_ > 0; }  // some attempt had its KV reserved
+  uint32_t blocks() const;                        // to reserve, for the whole sequence
+  uint32_t prefill_blocks() const;                // of the attempt's tokens
+  const std::vector<NodeId>& avoid() const { return avoid_; }
+  const TokenLog& log() const { return log_; }
+
+ private:
+  struct Failure {
+    base::Error error;
+    NodeId node;  // who let us down; 0: nobody in particular
+    bool no_room = false;
+    bool without_cache = false;
+    bool numerical = false;
+  };
+  struct Attempt {
+    uint32_t number = 0;
+    std::optional<Placement> placement;
+    bool reserve_asked = false, prefill_asked = false;
+    std::optional<uint32_t> cached_blocks;  // the lookup's answer
+    bool lease = false;                     // the store may hold one
+    std::optional<uint32_t> credits;        // the reservation's answer
+    uint32_t starts_open = 0;               // stages that have not answered
+    bool token_seen = false;                // then the stages have done their part
+    bool over = false;                      // cancelled, or the request ended
+    std::optional<Failure> failure;
+  };
+
+  // --- the line
+  Task<void> find_place();
+  Task<void> look_up();
+  Task<void> reserve();
+  Task<void> start_prefill();
+  Task<void> recover();
+  void end();
+
+  // --- calls: coroutines of their own, which find the run again by id when the answer comes
+  static Task<void> ask_store(RunServices& services, RequestId id, uint32_t attempt, NodeId store,
+                              proto::LookupPrefix message);
+  static Task<void> ask_rank(RunServices& services, NodeId rank, proto::ReserveKv message);
+  static Task<void> ask_stage(RunServices& services, NodeId stage, proto::StartPrefill message);
+  static Task<void> wake_later(RunServices& services, RequestId id, base::Duration after);
+  static RequestRun* waiting_run(RunServices& services, RequestId id, uint32_t attempt);
+
+  // --- pieces
+  bool over() const;   // the request has its end
+  bool going() const;  // neither the request nor the attempt has
+  Task<void> event();  // until wake()
+  void wake();         // may end
+  void fail_attempt(Failure failure);
+  void abandon_attempt();
+  void release_lease();
+  void judge(const Failure& failure);
+  void take(NodeId from, const proto::TokenEntry& entry);
+  void deliver();
+  uint64_t deadline_ms() const;
+  bool is_decode(NodeId node) const;
+  bool is_stage(NodeId node) const;
+
+  // Constant after construction.
+  RunServices& services_;
+  const RunFacts& facts_;
+  const RequestId id_;
+  const uint64_t arrival_;
+  const Submission submission_;
+  const base::Hash128 block_root_;
+  const Time submitted_, deadline_;
+  // Owned state.
+  std::unique_ptr<TokenSink> sink_;
+  TokenLog log_;
+  size_t delivered_ = 0;  // tokens the sink has
+  Attempt attempt_;
+  std::vector<TokenId> tokens_;            // of the attempt: prompt and what was emitted before it
+  std::vector<base::Hash128> block_keys_;  // of tokens_
+  uint32_t attempts_ = 0;                  // with KV reserved
+  uint32_t failures_ = 0, numerical_failures_ = 0;
+  bool without_cache_ = false;
+  std::optional<uint32_t> cached_tokens_;  // of the first lookup
+  std::vector<NodeId> avoid_;
+  bool cancelled_ = false;
+  std::optional<base::Error> error_;
+  Time last_token_{};
+  bool taking_ = false;  // inside token(): cancel() only marks
+  bool woken_ = false;
+  base::Slot<bool>* waiting_ = nullptr;  // in the frame of event()
+};
+
+}  // namespace coordinator
