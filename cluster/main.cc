@@ -1,0 +1,85 @@
+// serval: the one command. The shell script beside README.md installs and builds, then comes here.
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "cluster/bench.h"
+#include "cluster/commands.h"
+#include "cluster/paths.h"
+#include "node/process.h"
+
+namespace {
+
+void add_bench(CLI::App& app, cluster::BenchOptions& options) {
+  auto* bench = app.add_subcommand(
+      "bench", "Load a server and print latencies and throughput in the rows of vllm bench serve");
+  bench->add_option("--url", options.url, "any OpenAI-compatible server (default: this cluster)");
+  bench->add_option("--model", options.model,
+                    "model name to ask for (default: the server's first)");
+  bench->add_option("--requests", options.requests, "how many requests")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000000));
+  bench->add_option("--concurrency", options.concurrency, "requests in flight")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 10000));
+  bench->add_option("--input-tokens", options.input_tokens, "tokens of each prompt")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000000));
+  bench->add_option("--output-tokens", options.output_tokens, "tokens of each answer")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000000));
+  bench->add_option("--seed", options.seed, "of the random prompts")->capture_default_str();
+  bench->add_option("--json", options.json, "also write the result to this file");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{
+      "Serval serves LongCat-family models from a cluster of processes. One command brings it up: "
+      "./serval up"};
+  app.set_version_flag("--version", std::string("serval ") + SERVAL_VERSION);
+  app.require_subcommand(1);
+  app.footer(
+      "Also: ./serval test [tidy|unit|golden|sim|host|process|all], ./serval build, ./serval "
+      "clean.\n"
+      "--no-install anywhere: never install packages, say what is missing instead.");
+  std::string config = cluster::default_config(), prompt, folder, engine = "local";
+  bool detach = false, json = false;
+  uint32_t max_tokens = 0;
+  cluster::BenchOptions bench;
+
+  auto* up = app.add_subcommand("up", "Start the cluster and wait until it serves");
+  up->add_flag("--detach", detach, "return when ready; ./serval down stops it");
+  auto* down = app.add_subcommand("down", "Stop the cluster in order");
+  auto* status = app.add_subcommand("status", "One line per node");
+  status->add_flag("--json", json, "as JSON");
+  auto* chat = app.add_subcommand("chat", "Chat in the terminal; without a prompt line by line");
+  chat->add_option("prompt", prompt, "what to say");
+  chat->add_option("--max-tokens", max_tokens, "at most this many tokens an answer");
+  for (CLI::App* command : {up, down, status, chat})
+    command->add_option("--config", config, "the cluster file")->capture_default_str();
+  auto* verify = app.add_subcommand("verify", "Run a checkpoint against its reference outputs");
+  verify
+      ->add_option("folder", folder,
+                   "the checkpoint, with golden.safetensors or reference.safetensors")
+      ->required();
+  verify->add_option("--engine", engine, "local or reference")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"local", "reference"}));
+  add_bench(app, bench);
+  app.get_subcommand("bench")
+      ->add_option("--config", config, "the cluster file")
+      ->capture_default_str();
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : node::kExitUsage;
+  }
+  if (up->parsed()) return cluster::up(config, detach);
+  if (down->parsed()) return cluster::down(config);
+  if (status->parsed()) return cluster::status(config, json);
+  if (chat->parsed()) return cluster::chat(config, prompt, max_tokens);
+  if (verify->parsed()) return cluster::verify(folder, engine);
+  return cluster::bench(config, bench);
+}

@@ -1,0 +1,111 @@
+#include "cluster/paths.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <system_error>
+
+namespace cluster {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+std::string self() {
+  std::error_code failed;
+  const fs::path path = fs::read_symlink("/proc/self/exe", failed);
+  return failed ? std::string() : path.string();
+}
+
+}  // namespace
+
+std::string bin_folder() { return fs::path(self()).parent_path().string(); }
+
+std::string root_folder() {
+  const fs::path root = fs::path(self()).parent_path().parent_path().parent_path();
+  std::error_code failed;
+  if (fs::exists(root / "cluster" / "local.toml", failed)) return root.string();
+  return fs::current_path().string();
+}
+
+std::string default_config() { return root_folder() + "/cluster/local.toml"; }
+
+base::Result<LocalCluster> LocalCluster::open(const std::string& config_path) {
+  LocalCluster cluster;
+  cluster.config = TRY(base::ClusterConfig::load(config_path));
+  cluster.config_path = fs::absolute(config_path).string();
+  const fs::path model = cluster.config.model;
+  const std::string here = fs::current_path().string(), root = root_folder();
+  const bool in_root = !fs::exists(here / model) && fs::exists(root / model);
+  cluster.run_folder = in_root ? root : here;
+  if (!fs::exists(cluster.run_folder / model / "config.json")) {
+    return base::fail(base::Code::kNotFound,
+                      "no model in {}: it should be a Hugging Face style folder with config.json "
+                      "([cluster] model in {})",
+                      (cluster.run_folder / model).string(), config_path);
+  }
+  cluster.state_folder = root + "/.serval/" + cluster.config.name;
+  std::error_code failed;
+  fs::create_directories(cluster.state_folder + "/log", failed);
+  if (failed) {
+    return base::fail(base::Code::kIo, "cannot make {}: {}", cluster.state_folder,
+                      failed.message());
+  }
+  return cluster;
+}
+
+pid_t LocalCluster::launcher() const {
+  std::ifstream in(state_folder + "/launcher.pid");
+  pid_t pid = 0;
+  in >> pid;
+  return in && alive(pid) ? pid : 0;
+}
+
+base::Status LocalCluster::write_launcher(pid_t pid) const {
+  std::ofstream out(state_folder + "/launcher.pid");
+  out << pid << '\n';
+  out.flush();
+  if (!out)
+    return base::fail(base::Code::kIo, "cannot write {}/launcher.pid: is the disk full?",
+                      state_folder);
+  return {};
+}
+
+std::map<std::string, pid_t> LocalCluster::nodes() const {
+  std::map<std::string, pid_t> nodes;
+  std::ifstream in(state_folder + "/nodes");
+  std::string name;
+  pid_t pid = 0;
+  while (in >> name >> pid) nodes[name] = pid;
+  return nodes;
+}
+
+void LocalCluster::write_nodes(const std::map<std::string, pid_t>& nodes) const {
+  const std::string path = state_folder + "/nodes", fresh = path + ".new";
+  {
+    std::ofstream out(fresh);
+    for (const auto& [name, pid] : nodes) out << name << ' ' << pid << '\n';
+  }
+  std::error_code ignored;
+  fs::rename(fresh, path, ignored);
+}
+
+void LocalCluster::forget() const {
+  std::error_code ignored;
+  fs::remove(state_folder + "/nodes", ignored);
+  fs::remove(state_folder + "/launcher.pid", ignored);
+}
+
+bool alive(pid_t pid) {
+  if (pid <= 0 || ::kill(pid, 0) != 0) return false;
+  std::ifstream in("/proc/" + std::to_string(pid) + "/stat");
+  std::string line;
+  std::getline(in, line);
+  const size_t end = line.rfind(')');  // the name before it may hold anything
+  return end != std::string::npos && line.size() > end + 2 && line[end + 2] != 'Z';
+}
+
+}  // namespace cluster
