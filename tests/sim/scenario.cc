@@ -1,0 +1,256 @@
+#include "tests/sim/scenario.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+
+#include "model/forward.h"
+#include "tests/sim/sim_cluster.h"
+
+namespace simulation {
+
+using base::Rng;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+namespace {
+
+// What a scenario does to a cluster, and what it promises.
+struct Script {
+  const char* name;
+  const char* what;
+  double loss, duplicate, reorder;
+  // Schedules faults on cluster.host() by draws from rng, during the first `span`.
+  void (*faults)(SimCluster& cluster, Rng& rng, milliseconds span);
+  bool keeps_attempts;  // no request may need a second attempt
+  bool cancels;         // some clients leave
+  seconds patience;     // from asking to the end, for each request
+  seconds limit;        // of virtual time, for everything to be over
+  bool shared;          // every prompt begins with one of two long prefixes
+};
+
+milliseconds between(Rng& rng, uint64_t least, uint64_t most) {
+  return milliseconds(static_cast<int64_t>(least + rng.below(most - least + 1)));
+}
+
+void no_faults(SimCluster&, Rng&, milliseconds) {}
+
+void kill_and_restart(SimCluster& cluster, const std::string& name, milliseconds at,
+                      milliseconds down) {
+  cluster.host().at(at, [&cluster, name] { cluster.host().kill(name); });
+  cluster.host().at(at + down, [&cluster, name] { cluster.host().restart(name); });
+}
+
+// A decode rank is killed and restarted; a random side of the nodes is cut off for a while.
+void partition_and_kill(SimCluster& cluster, Rng& rng, milliseconds span) {
+  const auto most = static_cast<uint64_t>(span.count());
+  const std::string rank = fmt::format("decode-{}", rng.below(2));
+  kill_and_restart(cluster, rank, between(rng, 300, most), between(rng, 200, 2000));
+  std::set<std::string> side;
+  for (const std::string& node : cluster.nodes()) {
+    if (rng.chance(0.4)) side.insert(node);
+  }
+  const milliseconds lasts = between(rng, 200, 3000);
+  cluster.host().at(between(rng, 300, most),
+                    [&cluster, side, lasts] { cluster.host().partition(side, lasts); });
+}
+
+// Every kind of node goes down once, some twice.
+void kill_everything(SimCluster& cluster, Rng& rng, milliseconds span) {
+  for (const std::string& node : cluster.nodes()) {
+    const auto most = static_cast<uint64_t>(span.count());
+    kill_and_restart(cluster, node, between(rng, 300, most), between(rng, 100, 1500));
+  }
+}
+
+// Nodes freeze and come back, longer and shorter than it takes to be declared dead.
+void pauses(SimCluster& cluster, Rng& rng, milliseconds span) {
+  for (const std::string& node : cluster.nodes()) {
+    const milliseconds lasts = between(rng, 100, 4000);
+    cluster.host().at(between(rng, 300, static_cast<uint64_t>(span.count())),
+                      [&cluster, node, lasts] { cluster.host().pause(node, lasts); });
+  }
+}
+
+// The store dies over and over, so that promised blocks are missing when they are fetched.
+void store_dies(SimCluster& cluster, Rng& rng, milliseconds span) {
+  for (milliseconds at{700}; at < span; at += between(rng, 500, 900)) {
+    kill_and_restart(cluster, "kvstore-0", at, milliseconds(50));
+  }
+}
+
+const std::vector<Script>& scripts() {
+  static const std::vector<Script> all = {
+      {"calm", "no faults", 0, 0, 0, no_faults, true, false, seconds(2), seconds(60), false},
+      {"lossy", "10 % loss, 5 % duplicates, 5 % reordered: costs time, never an attempt", 0.10,
+       0.05, 0.05, no_faults, true, false, seconds(30), seconds(120), false},
+      {"faults", "lossy, a partition, a decode rank killed and restarted", 0.10, 0.05, 0.05,
+       partition_and_kill, false, false, seconds(60), seconds(300), false},
+      {"deaths", "every node but the coordinator killed and restarted", 0.02, 0.02, 0.02,
+       kill_everything, false, false, seconds(60), seconds(300), false},
+      {"pauses", "every node but the coordinator frozen for up to 4 s", 0.02, 0.02, 0.02, pauses,
+       false, false, seconds(60), seconds(300), false},
+      {"store", "20 % loss, the store killed again and again under shared prefixes", 0.20, 0.05,
+       0.05, store_dies, false, false, seconds(60), seconds(300), true},
+      {"cancels", "lossy, and half of the clients leave", 0.10, 0.05, 0.05, no_faults, false, true,
+       seconds(60), seconds(120), false},
+  };
+  return all;
+}
+
+// A prompt: a third of them, or all, begins with one of two shared prefixes.
+std::vector<base::TokenId> prompt(Rng& rng, uint32_t vocab, bool all_shared) {
+  std::vector<base::TokenId> tokens;
+  const uint64_t shared = rng.below(all_shared ? 2 : 6);
+  if (shared < 2) {
+    Rng prefix(shared + 1);
+    for (uint64_t i = 0; i < 130; ++i)
+      tokens.push_back(static_cast<base::TokenId>(prefix.below(vocab)));
+  }
+  for (uint64_t left = 1 + rng.below(shared < 2 ? 40 : 200); left > 0; --left)
+    tokens.push_back(static_cast<base::TokenId>(rng.below(vocab)));
+  return tokens;
+}
+
+coordinator::Submission submission(Rng& rng, uint32_t vocab, bool all_shared) {
+  coordinator::Submission made;
+  made.prompt = prompt(rng, vocab, all_shared);
+  made.sampling.max_tokens = static_cast<uint32_t>(1 + rng.below(32));
+  made.sampling.temperature = rng.chance(0.5) ? 0.0f : 0.9f;
+  made.sampling.seed = rng.next();
+  made.has_seed = true;
+  return made;
+}
+
+// The first promise that an outcome breaks, or nothing.
+std::string broken(const Outcome& outcome, size_t index, model::Engine& engine,
+                   const Script& script) {
+  if (outcome.ends > 1) return fmt::format("request {} ended {} times", index, outcome.ends);
+  const model::Generated want =
+      model::generate(engine, outcome.asked.prompt, outcome.asked.sampling);
+  const bool prefix = outcome.tokens.size() <= want.tokens.size() &&
+                      std::equal(outcome.tokens.begin(), outcome.tokens.end(), want.tokens.begin());
+  if (!prefix) return fmt::format("request {} got other tokens than one process gives", index);
+  if (outcome.cancelled) return {};
+  if (outcome.error) return fmt::format("request {} failed: {}", index, outcome.error->what);
+  if (outcome.tokens.size() != want.tokens.size() || outcome.finish != want.finish) {
+    return fmt::format("request {} got {} of {} tokens", index, outcome.tokens.size(),
+                       want.tokens.size());
+  }
+  if (const base::Duration took = outcome.ended - outcome.submitted; took > script.patience) {
+    return fmt::format("request {} took {:.1f} s, more than {} s", index, base::seconds(took),
+                       script.patience.count());
+  }
+  if (script.keeps_attempts && outcome.usage.attempts > 1) {
+    return fmt::format("request {} needed {} attempts though no node failed", index,
+                       outcome.usage.attempts);
+  }
+  return {};
+}
+
+struct Running {
+  const Script& script;
+  SimCluster& cluster;
+  model::Engine& engine;
+  RunResult& result;
+
+  bool fail(Verdict verdict, std::string why) {
+    result.verdict = verdict;
+    result.why = std::move(why);
+    result.log = cluster.host().recent_log();
+    return false;
+  }
+
+  void schedule_load(Rng& rng) {
+    const uint64_t count = 12 + rng.below(9);
+    for (uint64_t i = 0; i < count; ++i) {
+      const coordinator::Submission made = submission(rng, engine.shape().vocab, script.shared);
+      const milliseconds at = between(rng, 0, 4000);
+      const bool leaves = script.cancels && rng.chance(0.5);
+      const milliseconds stays = between(rng, 0, 1500);
+      cluster.host().at(at, [this, made, leaves, stays, at] {
+        const size_t index = cluster.submit(made);
+        if (leaves) cluster.host().at(at + stays, [this, index] { cluster.cancel(index); });
+      });
+    }
+    result.requests = static_cast<uint32_t>(count);
+  }
+
+  // True when every promise held.
+  bool judge() {
+    const auto over = [this] {
+      return cluster.outcomes().size() == result.requests && cluster.all_over();
+    };
+    if (!cluster.host().run_until(over, script.limit)) {
+      size_t open = 0;
+      for (const auto& outcome : cluster.outcomes())
+        open += outcome->ends == 0 && !outcome->cancelled;
+      return fail(Verdict::kLiveness,
+                  fmt::format("{} requests are not over after {} s", open, script.limit.count()));
+    }
+    result.virtual_seconds = base::seconds(cluster.host().now().time_since_epoch());
+    // The network heals; what is held must be let go without the help of any lease's long end.
+    cluster.host().network().loss = 0;
+    const auto idle = [this] { return cluster.ready() && cluster.held().empty(); };
+    if (!cluster.host().run_until(idle, script.limit + seconds(40))) {
+      return fail(Verdict::kLiveness, cluster.ready() ? "still held: " + cluster.held()
+                                                      : "the cluster is not whole again");
+    }
+    for (size_t i = 0; i < cluster.outcomes().size(); ++i) {
+      const Outcome& outcome = *cluster.outcomes()[i];
+      if (std::string why = broken(outcome, i, engine, script); !why.empty())
+        return fail(Verdict::kCorrectness, std::move(why));
+      result.tokens += static_cast<uint32_t>(outcome.tokens.size());
+      result.attempts += outcome.usage.attempts;
+      if (!outcome.cancelled) {
+        result.slowest_seconds =
+            std::max(result.slowest_seconds, base::seconds(outcome.ended - outcome.submitted));
+      }
+    }
+    if (cluster.host().error_logs() > 0)
+      return fail(Verdict::kCorrectness,
+                  "an error was logged: " + cluster.host().error_lines().front());
+    return true;
+  }
+};
+
+}  // namespace
+
+const std::vector<ScenarioInfo>& scenarios() {
+  static const std::vector<ScenarioInfo> infos = [] {
+    std::vector<ScenarioInfo> made;
+    for (const Script& script : scripts()) made.push_back({script.name, script.what});
+    return made;
+  }();
+  return infos;
+}
+
+RunResult run(const RunOptions& options) {
+  const auto script = std::find_if(scripts().begin(), scripts().end(),
+                                   [&](const Script& s) { return options.scenario == s.name; });
+  CHECK(script != scripts().end(), "no scenario {}", options.scenario);
+  RunResult result;
+  const std::unique_ptr<model::Engine> engine = model::make_oracle_engine({});
+  ClusterOptions cluster_options;
+  cluster_options.seed = options.seed;
+  cluster_options.network.loss = script->loss;
+  cluster_options.network.duplicate = script->duplicate;
+  cluster_options.network.reorder = script->reorder;
+  cluster_options.without_retry = options.without_retry;
+  cluster_options.print_log = options.print_log;
+  Rng rng(options.seed, /*stream=*/77);
+  // Odd settings are part of the draw: a pipeline of one, chunks of a token, a batch of one.
+  cluster_options.chunk_tokens = std::vector<uint32_t>{1, 7, 16, 64}[rng.below(4)];
+  cluster_options.max_batch = std::vector<uint32_t>{1, 3, 8}[rng.below(3)];
+  SimCluster cluster(cluster_options, *engine);
+  Running running{*script, cluster, *engine, result};
+  running.schedule_load(rng);
+  script->faults(cluster, rng, milliseconds(4000));
+  running.judge();
+  result.trace = cluster.host().trace_hash();
+  return result;
+}
+
+}  // namespace simulation

@@ -1,0 +1,196 @@
+#include "tests/sim/sim_cluster.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+
+#include "coordinator/coordinator_actor.h"
+#include "decode_node/decode_actor.h"
+#include "kvstore/kvstore_actor.h"
+#include "prefill_node/prefill_actor.h"
+#include "tests/sim/shared_engine.h"
+
+namespace simulation {
+
+namespace {
+
+class Recorder final : public coordinator::TokenSink {
+ public:
+  Recorder(Outcome& outcome, actor::SimHost& host) : outcome_(outcome), host_(host) {}
+  void tokens(std::span<const base::TokenId> tokens,
+              std::span<const base::TokenLogprobs>) override {
+    outcome_.tokens.insert(outcome_.tokens.end(), tokens.begin(), tokens.end());
+  }
+  void end(base::FinishReason reason, const base::Error* error,
+           const coordinator::Usage& usage) override {
+    ++outcome_.ends;
+    outcome_.finish = reason;
+    if (error != nullptr) outcome_.error = *error;
+    outcome_.usage = usage;
+    outcome_.ended = host_.now();
+  }
+
+ private:
+  Outcome& outcome_;
+  actor::SimHost& host_;
+};
+
+node::Identity identity(proto::Role role, const std::string& name, const model::Shape& shape) {
+  node::Identity identity;
+  identity.role = role;
+  identity.name = name;
+  identity.coordinator = "sim://coordinator";
+  identity.version = "simulated";
+  if (role != proto::Role::kKvstore) {
+    identity.model = shape.model_digest;
+    identity.layout = shape.layout_digest;
+    identity.arithmetic = shape.arithmetic_digest;
+  }
+  return identity;
+}
+
+template <class T>
+T* as(actor::Actor* actor) {
+  return static_cast<T*>(actor);
+}
+
+}  // namespace
+
+SimCluster::SimCluster(const ClusterOptions& options, model::Engine& engine) {
+  config_.prefill_stages = options.stages;
+  config_.decode_ranks = options.ranks;
+  config_.kvstore_nodes = options.stores;
+  config_.chunk_tokens = options.chunk_tokens;
+  config_.max_batch = options.max_batch;
+  actor::SimOptions sim;
+  sim.seed = options.seed;
+  sim.network = options.network;
+  sim.without_retry = options.without_retry;
+  if (options.print_log)
+    sim.log = [](base::Level, std::string_view line) { fmt::print("{}\n", line); };
+  host_ = std::make_unique<actor::SimHost>(std::move(sim));
+  add_nodes(options, engine);
+}
+
+SimCluster::~SimCluster() = default;
+
+void SimCluster::add_nodes(const ClusterOptions& options, model::Engine& engine) {
+  const model::Shape shape = engine.shape();
+  host_->add(
+      "coordinator", proto::kCoordinator,
+      [this, shape] {
+        coordinator::CoordinatorOptions made{config_, shape, "simulated", 1};
+        return std::make_unique<coordinator::CoordinatorActor>(std::move(made));
+      },
+      proto::kCoordinatorNode);
+  for (uint32_t i = 0; i < options.stages; ++i) {
+    const std::string name = fmt::format("prefill-{}", i);
+    host_->add(name, proto::kPrefill, [=, &engine] {
+      prefill::PrefillConfig config;
+      config.identity = identity(proto::Role::kPrefill, name, shape);
+      config.shape = shape;
+      config.make_engine =
+          [&engine](model::LayerRange) -> base::Result<std::unique_ptr<model::Engine>> {
+        return std::make_unique<SharedEngine>(engine);
+      };
+      config.kv_bytes = options.kv_bytes;
+      config.chunk_tokens = options.chunk_tokens;
+      return std::make_unique<prefill::PrefillActor>(std::move(config));
+    });
+    nodes_.push_back(name);
+  }
+  for (uint32_t i = 0; i < options.ranks; ++i) {
+    const std::string name = fmt::format("decode-{}", i);
+    host_->add(name, proto::kDecode, [=, &engine] {
+      decode::DecodeConfig config;
+      config.identity = identity(proto::Role::kDecode, name, shape);
+      config.shape = shape;
+      config.make_engine = [&engine]() -> base::Result<std::unique_ptr<model::Engine>> {
+        return std::make_unique<SharedEngine>(engine);
+      };
+      config.kv_bytes = options.kv_bytes;
+      config.max_batch = options.max_batch;
+      return std::make_unique<decode::DecodeActor>(std::move(config));
+    });
+    nodes_.push_back(name);
+  }
+  for (uint32_t i = 0; i < options.stores; ++i) {
+    const std::string name = fmt::format("kvstore-{}", i);
+    host_->add(name, proto::kKvstore, [=] {
+      return std::make_unique<kvstore::KvstoreActor>(identity(proto::Role::kKvstore, name, shape),
+                                                     kvstore::IndexLimits{});
+    });
+    nodes_.push_back(name);
+  }
+}
+
+coordinator::Gateway& SimCluster::gateway() {
+  return *as<coordinator::CoordinatorActor>(host_->actor("coordinator"));
+}
+
+bool SimCluster::ready() {
+  const coordinator::ClusterStatus status = gateway().status();
+  const auto ready =
+      std::count_if(status.nodes.begin(), status.nodes.end(),
+                    [](const coordinator::NodeStatus& node) { return node.state == "ready"; });
+  return status.ready && static_cast<size_t>(ready) >= nodes_.size() + 1;
+}
+
+size_t SimCluster::submit(coordinator::Submission submission) {
+  auto outcome = std::make_unique<Outcome>();
+  outcome->asked = submission;
+  outcome->submitted = host_->now();
+  auto sink = std::make_unique<Recorder>(*outcome, *host_);
+  Outcome& kept = *outcomes_.emplace_back(std::move(outcome));
+  kept.id = gateway().submit(std::move(submission), std::move(sink));
+  return outcomes_.size() - 1;
+}
+
+void SimCluster::cancel(size_t index) {
+  Outcome& outcome = *outcomes_[index];
+  if (outcome.ends > 0) return;
+  outcome.cancelled = true;
+  gateway().cancel(outcome.id);
+}
+
+bool SimCluster::all_over() const {
+  return std::all_of(outcomes_.begin(), outcomes_.end(),
+                     [](const auto& outcome) { return outcome->ends > 0 || outcome->cancelled; });
+}
+
+std::string SimCluster::held() {
+  std::string held;
+  const auto coordinator = as<coordinator::CoordinatorActor>(host_->actor("coordinator"))->ledger();
+  if (coordinator != coordinator::Ledger{}) {
+    held += fmt::format("coordinator: {} requests, {} promised blocks, {} cancels, {} releases; ",
+                        coordinator.requests, coordinator.promised_blocks, coordinator.open_cancels,
+                        coordinator.open_releases);
+  }
+  for (const std::string& name : nodes_) {
+    actor::Actor* actor = host_->actor(name);
+    if (actor == nullptr) continue;
+    if (name.starts_with("prefill")) {
+      const prefill::Ledger ledger = as<prefill::PrefillActor>(actor)->ledger();
+      if (ledger != prefill::Ledger{}) {
+        held += fmt::format(
+            "{}: {} jobs, {} leaving, {} blocks, {} unacknowledged, {} fetching, {} storing; ",
+            name, ledger.jobs, ledger.leaving, ledger.blocks_used, ledger.unacknowledged,
+            ledger.fetching, ledger.storing);
+      }
+    } else if (name.starts_with("decode")) {
+      const decode::Ledger ledger = as<decode::DecodeActor>(actor)->ledger();
+      if (ledger != decode::Ledger{}) {
+        held +=
+            fmt::format("{}: {} reservations, {} running, {} blocks, {} outbox, {} expert calls; ",
+                        name, ledger.reservations, ledger.running, ledger.blocks_used,
+                        ledger.outbox, ledger.expert_calls);
+      }
+    } else if (const size_t leases = as<kvstore::KvstoreActor>(actor)->index().leases();
+               leases > 0) {
+      held += fmt::format("{}: {} leases; ", name, leases);
+    }
+  }
+  return held;
+}
+
+}  // namespace simulation

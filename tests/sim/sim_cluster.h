@@ -1,0 +1,69 @@
+// A whole cluster on the simulated host: the real actors of all four roles over one engine, and the
+// record of what every request got.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "actor/sim_host.h"
+#include "base/cluster_config.h"
+#include "coordinator/gateway.h"
+#include "model/engine.h"
+
+namespace simulation {
+
+struct ClusterOptions {
+  uint64_t seed = 1;
+  uint32_t stages = 2, ranks = 2, stores = 1;
+  uint32_t chunk_tokens = 16, max_batch = 8;
+  uint64_t kv_bytes = 32u << 20;
+  actor::SimNetwork network{};
+  std::set<std::string> without_retry{};
+  bool print_log = false;
+};
+
+// What one request's client saw.
+struct Outcome {
+  coordinator::Submission asked;
+  base::RequestId id;
+  std::vector<base::TokenId> tokens;
+  uint32_t ends = 0;  // exactly one, or none when cancelled
+  bool cancelled = false;
+  base::FinishReason finish = base::FinishReason::kNone;
+  std::optional<base::Error> error;
+  coordinator::Usage usage;
+  base::Time submitted{}, ended{};
+};
+
+class SimCluster {
+ public:
+  // `engine` outlives the cluster; every node computes with it.
+  SimCluster(const ClusterOptions& options, model::Engine& engine);
+  ~SimCluster();
+
+  actor::SimHost& host() { return *host_; }
+  const std::vector<std::string>& nodes() const { return nodes_; }  // all but the coordinator
+  bool ready();
+
+  size_t submit(coordinator::Submission submission);  // now; the index of its Outcome
+  void cancel(size_t index);
+  const std::vector<std::unique_ptr<Outcome>>& outcomes() const { return outcomes_; }
+  bool all_over() const;  // every request has ended or was cancelled
+
+  // What is still held anywhere: empty when every ledger reads zero.
+  std::string held();
+
+ private:
+  void add_nodes(const ClusterOptions& options, model::Engine& engine);
+  coordinator::Gateway& gateway();
+
+  base::ClusterConfig config_;
+  std::unique_ptr<actor::SimHost> host_;
+  std::vector<std::string> nodes_;
+  std::vector<std::unique_ptr<Outcome>> outcomes_;
+};
+
+}  // namespace simulation
