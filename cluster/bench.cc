@@ -10,7 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
-#include "base/rng.h"
+#include "cluster/bench_load.h"
 #include "cluster/bench_report.h"
 #include "cluster/http.h"
 #include "cluster/paths.h"
@@ -77,8 +77,8 @@ size_t receive(char* bytes, size_t, size_t count, void* user) {
 
 class Load {
  public:
-  Load(const BenchOptions& options, std::string url, std::string model, uint32_t vocab)
-      : options_(options), url_(std::move(url)), vocab_(vocab), multi_(curl_multi_init()) {
+  Load(const BenchOptions& options, std::string url, std::string model)
+      : options_(options), url_(std::move(url)), multi_(curl_multi_init()) {
     result_.url = url_;
     result_.model = std::move(model);
     result_.concurrency = options.concurrency;
@@ -97,7 +97,6 @@ class Load {
 
   const BenchOptions& options_;
   const std::string url_;
-  const uint32_t vocab_;
   CURLM* multi_;
   curl_slist* headers_;
   steady_clock::time_point begun_ = steady_clock::now();
@@ -105,17 +104,11 @@ class Load {
   BenchResult result_;
 };
 
-// A prompt of exact length: token ids of ordinary text, different in each request so that no prefix
-// is shared.
 void Load::start(uint32_t index) {
   auto stream = std::make_unique<Stream>();
   stream->begun = begun_;
-  base::Rng rng(options_.seed, index);
-  std::vector<uint32_t> prompt(options_.input_tokens);
-  const uint32_t least = std::min(100u, vocab_ / 2);  // above the special tokens
-  for (uint32_t& token : prompt) token = least + static_cast<uint32_t>(rng.below(vocab_ - least));
   const json request = {{"model", result_.model},
-                        {"prompt", prompt},
+                        {"prompt", bench_prompt(options_.seed, index, options_.input_tokens)},
                         {"max_tokens", options_.output_tokens},
                         {"temperature", 0},
                         {"ignore_eos", true},
@@ -209,9 +202,7 @@ int bench(const std::string& config, const BenchOptions& options) {
     fmt::print(stderr, "serval: {}\n", model.error().what);
     return 1;
   }
-  constexpr uint32_t kCommonVocab =
-      2800;  // every LongCat tokenizer, the built-in model's too, has that many ordinary tokens
-  Load load(options, url, *model, kCommonVocab);
+  Load load(options, url, *model);
   const BenchResult result = load.run();
   fmt::print("{}", bench_table(result));
   const bool all_ok = std::all_of(result.samples.begin(), result.samples.end(),

@@ -17,6 +17,9 @@ using std::chrono::seconds;
 
 namespace {
 
+// A lookup is asked once: a lost one costs a cache hit, waiting longer for it would cost more.
+constexpr milliseconds kLookup{300};
+
 const char* refusal(Outcome outcome) {
   switch (outcome) {
     case Outcome::kNoRoom:
@@ -48,19 +51,19 @@ RequestRun* RequestRun::waiting_run(RunServices& services, RequestId id, uint32_
 
 Task<void> RequestRun::ask_store(RunServices& services, RequestId id, uint32_t attempt,
                                  NodeId store, proto::LookupPrefix message) {
-  const CallOptions options{"store.lookup", milliseconds(100), milliseconds(300)};
+  const CallOptions options{"store.lookup", kLookup, kLookup};
   const Address to{store, proto::kKvstore};
   ++services.open_calls().asks;
   auto call = services.context().call<proto::PrefixFound>(to, std::move(message), options);
-  const auto answer = co_await std::move(call);
+  auto answer = co_await std::move(call);
   --services.open_calls().asks;
   const uint32_t blocks = answer ? answer->msg.blocks : 0;
+  // The lease is given back when the attempt needs it no more, whatever was answered: a doubled
+  // lookup may find and lease what the first one did not, and the store refuses lookups after their
+  // release.
   if (RequestRun* run = waiting_run(services, id, attempt)) {
-    if (answer && blocks == 0) run->attempt_.lease = false;  // nothing found, nothing leased
     run->attempt_.cached_blocks = blocks;
     run->wake();
-  } else if (blocks > 0) {
-    services.release_lease(store, id, attempt);
   }
 }
 
@@ -71,7 +74,7 @@ Task<void> RequestRun::ask_rank(RunServices& services, NodeId rank, proto::Reser
   const uint32_t attempt = message.attempt;
   ++services.open_calls().asks;
   auto call = services.context().call<proto::KvReserved>(to, std::move(message), options);
-  const auto answer = co_await std::move(call);
+  auto answer = co_await std::move(call);
   --services.open_calls().asks;
   const bool ok = answer && answer->msg.outcome == Outcome::kOk;
   RequestRun* run = waiting_run(services, id, attempt);
@@ -105,7 +108,7 @@ Task<void> RequestRun::ask_stage(RunServices& services, NodeId stage, proto::Sta
   const uint32_t attempt = message.attempt;
   ++services.open_calls().asks;
   auto call = services.context().call<proto::Done>(to, std::move(message), options);
-  const auto answer = co_await std::move(call);
+  auto answer = co_await std::move(call);
   --services.open_calls().asks;
   const bool ok = answer && answer->msg.outcome == Outcome::kOk;
   RequestRun* run = waiting_run(services, id, attempt);

@@ -319,11 +319,11 @@ void RequestTable::release_lease(NodeId store, RequestId request, uint32_t attem
 
 Task<void> RequestTable::call_release(RequestTable& table, NodeId store,
                                       proto::ReleaseLease message) {
-  const CallOptions options{"store.release", milliseconds(250), seconds(2)};
+  const CallOptions options{"store.release", milliseconds(250), seconds(30)};
   const Address to{store, proto::kKvstore};
   ++table.open_.releases;
   auto call = table.ctx_.call<proto::Done>(to, message, options);
-  const auto answer = co_await std::move(call);
+  auto answer = co_await std::move(call);
   --table.open_.releases;
   if (!answer) {
     table.ctx_.log(Level::kDebug, "lease.left_to_run_out", {{"request", message.request.value}});

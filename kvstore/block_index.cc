@@ -77,6 +77,8 @@ bool BlockIndex::make_room(uint64_t bytes) {
 }
 
 uint32_t BlockIndex::lookup(const proto::LookupPrefix& asked, base::Time now) {
+  const auto released = released_.find(asked.request);
+  if (released != released_.end() && asked.attempt <= released->second) return 0;
   const auto id = std::make_pair(asked.request, asked.attempt);
   if (const auto former = leases_.find(id); former != leases_.end()) end_lease(former);
 
@@ -134,6 +136,13 @@ void BlockIndex::release(RequestId request, uint32_t attempt) {
   auto at = leases_.lower_bound({request, 0});
   while (at != leases_.end() && at->first.first == request && at->first.second <= attempt)
     at = end_lease(at);
+  const auto [kept, fresh] = released_.try_emplace(request, attempt);
+  kept->second = std::max(kept->second, attempt);
+  if (fresh) released_order_.push_back(request);
+  if (released_order_.size() > limits_.released) {
+    released_.erase(released_order_.front());
+    released_order_.pop_front();
+  }
 }
 
 void BlockIndex::expire(base::Time now) {

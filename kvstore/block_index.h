@@ -10,6 +10,7 @@
 // block
 //    that was dropped and came again is another block.
 #pragma once
+#include <deque>
 #include <list>
 #include <map>
 #include <optional>
@@ -29,6 +30,7 @@ using base::RequestId;
 
 struct IndexLimits {
   uint64_t bytes = 256u << 20;  // of blobs, tokens and bookkeeping
+  uint32_t released = 8192;     // requests whose release is remembered
   uint32_t leases = 4096;       // at the bound a lookup finds nothing
   uint32_t layers = 1024;       // of a model
   uint32_t tokens_of_block = 4096;
@@ -111,6 +113,10 @@ class BlockIndex {
   Blocks blocks_;
   std::list<Hash128> order_;  // blocks without holders, unused for longest first
   Leases leases_;
+  // The highest released attempt of the last requests: a lookup that comes after its release
+  // (doubled, or late) leases nothing.
+  std::map<RequestId, uint32_t> released_;
+  std::deque<RequestId> released_order_;  // the same requests, oldest first
   uint64_t bytes_ = 0;
   uint64_t next_generation_ = 1;
   IndexCounters counters_;

@@ -31,7 +31,7 @@ HWY_INLINE V fused(V a, V b, V c) {
 #if HWY_NATIVE_FMA
   return hn::MulAdd(a, b, c);
 #else
-  HWY_ALIGN float x[kWidth], y[kWidth], z[kWidth];
+  HWY_ALIGN float x[kWidth] = {}, y[kWidth] = {}, z[kWidth] = {};
   const D d;
   hn::Store(a, d, x);
   hn::Store(b, d, y);

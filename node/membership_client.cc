@@ -82,6 +82,10 @@ Task<void> MembershipClient::register_node(Context& ctx, uint64_t life) {
     registering_ = false;
     heartbeat_ms_ = std::max(reply.heartbeat_ms, 10u);
     const bool first = coordinator_life_ == 0;
+    if (!first && reply.coordinator_life != coordinator_life_) {  // a new coordinator
+      begin_life(ctx, /*lost=*/true);
+      co_return;
+    }
     coordinator_life_ = reply.coordinator_life;
     if (first) {
       ctx.log(base::Level::kInfo, "membership.welcomed",

@@ -25,8 +25,9 @@ void StoreOutbox::pump(actor::Context& ctx) {
 base::Task<void> StoreOutbox::send(actor::Context& ctx, Put put) {
   const size_t size = put.rows.size();
   const actor::Address to{put.store, proto::kKvstore};
-  const actor::CallOptions options{"store.put", std::chrono::milliseconds(250),
-                                   std::chrono::seconds(2)};
+  // Asked once: a lost block costs a later miss, no more.
+  constexpr base::Duration kPatience = std::chrono::seconds(2);
+  const actor::CallOptions options{"store.put", kPatience, kPatience};
   base::Blobs blobs(1, std::move(put.rows));
   auto call = ctx.call<proto::Done>(to, std::move(put.message), options, std::move(blobs));
   const auto answer = co_await std::move(call);

@@ -122,12 +122,15 @@ inline void introduce(Context& ctx, EchoNode& node) {
   node.within([&](Context& other) { other.link(self, endpoint); });
 }
 
-// Waits until `ready`, at most `limit`; returns ready().
+// Waits until `ready`, at most `limit`; false when it never was.
 template <class Ready>
 Task<bool> until(Context& ctx, Ready ready, base::Duration limit) {
   const base::Time end = ctx.now() + limit;
-  while (!ready() && ctx.now() < end) co_await ctx.sleep(1ms);
-  co_return ready();
+  while (!ready()) {
+    if (ctx.now() >= end) co_return false;
+    co_await ctx.sleep(1ms);
+  }
+  co_return true;
 }
 
 // Sent once: what is lost stays lost.
@@ -141,8 +144,9 @@ using Answer = base::Result<actor::Incoming<Pong>>;
 // co_await expression twice, hence the named ones.)
 inline Task<Answer> ask(Context& ctx, Address to, actor::CallOptions options,
                         base::Blobs blobs = {}) {
-  Ping ping{ctx.random(), "hello"};
-  const uint64_t number = ping.number;
+  static std::atomic<uint64_t> asked{0};
+  const uint64_t number = ++asked;
+  Ping ping{number, "hello"};
   Answer answer = co_await ctx.call<Pong>(to, std::move(ping), options, std::move(blobs));
   if (answer) {
     EXPECT_EQ(answer->msg.number, number);

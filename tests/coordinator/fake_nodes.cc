@@ -146,7 +146,7 @@ class FakePrefill final : public FakeNode {
       const CallOptions options{"kv.commit", milliseconds(100), seconds(60)};
       auto call = ctx.call<proto::Done>(Address{message.decode, proto::kDecode}, std::move(commit),
                                         options);
-      const auto answer = co_await std::move(call);
+      auto answer = co_await std::move(call);
       const bool ok = answer && answer->msg.outcome == Outcome::kOk;
       if (!ok && self.live_.contains(key)) {
         proto::AttemptFailed failed;
@@ -156,7 +156,7 @@ class FakePrefill final : public FakeNode {
         failed.what = "the commit was not taken";
         const CallOptions tell{"attempt.failed", milliseconds(250), seconds(30)};
         auto report = ctx.call<proto::Done>(node::coordinator_address(), std::move(failed), tell);
-        const auto heard = co_await std::move(report);
+        auto heard = co_await std::move(report);
         (void)heard;
       }
     }
@@ -254,7 +254,7 @@ class FakeDecode final : public FakeNode {
       failed.without_cache = self.knobs_.fail_without_cache;
       const CallOptions options{"attempt.failed", milliseconds(250), seconds(30)};
       auto report = ctx.call<proto::Done>(node::coordinator_address(), std::move(failed), options);
-      const auto heard = co_await std::move(report);
+      auto heard = co_await std::move(report);
       (void)heard;
       co_return;
     }
@@ -290,7 +290,7 @@ class FakeDecode final : public FakeNode {
     out.entries.push_back(std::move(entry));
     const CallOptions options{"token.out", milliseconds(50), seconds(60)};
     auto call = ctx.call<proto::TokenAck>(node::coordinator_address(), std::move(out), options);
-    const auto answer = co_await std::move(call);
+    auto answer = co_await std::move(call);
     if (answer && !answer->msg.stale.empty()) self.end(key);
   }
   void end(const Key& key) {

@@ -2,9 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <limits>
-
 #include "model/forward.h"
 #include "tests/decode_node/poisoned_engine.h"
 

@@ -200,6 +200,17 @@ TEST(BlockIndex, ALeaseOnABlockThatWasDroppedDoesNotHoldItsSuccessor) {
   EXPECT_EQ(index.leases(), 0u);
 }
 
+TEST(BlockIndex, ALookupAfterItsReleaseLeasesNothing) {
+  BlockIndex index{room_for(2)};
+  put_block(index, 1);
+  ASSERT_EQ(index.lookup(lookup_of(1, 2, {1}), at_ms(0)), 1u);
+  index.release({1}, 2);
+  EXPECT_EQ(index.lookup(lookup_of(1, 2, {1}), at_ms(0)), 0u);  // doubled on the way
+  EXPECT_EQ(index.lookup(lookup_of(1, 1, {1}), at_ms(0)), 0u);
+  EXPECT_EQ(index.leases(), 0u);
+  EXPECT_EQ(index.lookup(lookup_of(1, 3, {1}), at_ms(0)), 1u);  // the next attempt
+}
+
 TEST(BlockIndex, AtTheBoundOfLeasesNothingIsFound) {
   IndexLimits limits;
   limits.leases = 2;

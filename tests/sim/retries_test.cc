@@ -36,8 +36,8 @@ INSTANTIATE_TEST_SUITE_P(Labels, RetryTest,
                                            Row{"stage.input", "lossy"}, Row{"kv.layer", "lossy"},
                                            Row{"kv.commit", "lossy"}, Row{"store.fetch", "lossy"},
                                            Row{"token.out", "lossy"}, Row{"expert.rows", "lossy"},
-                                           Row{"attempt.failed", "store"},
-                                           Row{"cancel", "cancels"}),
+                                           Row{"attempt.failed", "store"}, Row{"cancel", "cancels"},
+                                           Row{"store.release", "store"}),
                          [](const auto& info) {
                            std::string name = info.param.label;
                            for (char& c : name) c = c == '.' ? '_' : c;

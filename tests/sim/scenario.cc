@@ -24,11 +24,11 @@ struct Script {
   double loss, duplicate, reorder;
   // Schedules faults on cluster.host() by draws from rng, during the first `span`.
   void (*faults)(SimCluster& cluster, Rng& rng, milliseconds span);
-  bool keeps_attempts;  // no request may need a second attempt
-  bool cancels;         // some clients leave
-  seconds patience;     // from asking to the end, for each request
-  seconds limit;        // of virtual time, for everything to be over
-  bool shared;          // every prompt begins with one of two long prefixes
+  bool quiet;    // nodes and links hold: no second attempt, nothing logged at warn, ready at once
+  bool cancels;  // some clients leave
+  seconds patience;  // from asking to the end, for each request
+  seconds limit;     // of virtual time, for everything to be over
+  bool shared;       // every prompt begins with one of two long prefixes
 };
 
 milliseconds between(Rng& rng, uint64_t least, uint64_t most) {
@@ -85,7 +85,7 @@ const std::vector<Script>& scripts() {
   static const std::vector<Script> all = {
       {"calm", "no faults", 0, 0, 0, no_faults, true, false, seconds(2), seconds(60), false},
       {"lossy", "10 % loss, 5 % duplicates, 5 % reordered: costs time, never an attempt", 0.10,
-       0.05, 0.05, no_faults, true, false, seconds(30), seconds(120), false},
+       0.05, 0.05, no_faults, true, false, seconds(60), seconds(120), false},
       {"faults", "lossy, a partition, a decode rank killed and restarted", 0.10, 0.05, 0.05,
        partition_and_kill, false, false, seconds(60), seconds(300), false},
       {"deaths", "every node but the coordinator killed and restarted", 0.02, 0.02, 0.02,
@@ -93,7 +93,7 @@ const std::vector<Script>& scripts() {
       {"pauses", "every node but the coordinator frozen for up to 4 s", 0.02, 0.02, 0.02, pauses,
        false, false, seconds(60), seconds(300), false},
       {"store", "20 % loss, the store killed again and again under shared prefixes", 0.20, 0.05,
-       0.05, store_dies, false, false, seconds(60), seconds(300), true},
+       0.05, store_dies, false, false, seconds(120), seconds(300), true},
       {"cancels", "lossy, and half of the clients leave", 0.10, 0.05, 0.05, no_faults, false, true,
        seconds(60), seconds(120), false},
   };
@@ -143,7 +143,7 @@ std::string broken(const Outcome& outcome, size_t index, model::Engine& engine,
     return fmt::format("request {} took {:.1f} s, more than {} s", index, base::seconds(took),
                        script.patience.count());
   }
-  if (script.keeps_attempts && outcome.usage.attempts > 1) {
+  if (script.quiet && outcome.usage.attempts > 1) {
     return fmt::format("request {} needed {} attempts though no node failed", index,
                        outcome.usage.attempts);
   }
@@ -155,6 +155,7 @@ struct Running {
   SimCluster& cluster;
   model::Engine& engine;
   RunResult& result;
+  const std::vector<std::string>& warnings;
 
   bool fail(Verdict verdict, std::string why) {
     result.verdict = verdict;
@@ -180,6 +181,8 @@ struct Running {
 
   // True when every promise held.
   bool judge() {
+    if (script.quiet && !cluster.host().run_until([this] { return cluster.ready(); }, seconds(3)))
+      return fail(Verdict::kLiveness, "not ready after 3 s");
     const auto over = [this] {
       return cluster.outcomes().size() == result.requests && cluster.all_over();
     };
@@ -191,10 +194,11 @@ struct Running {
                   fmt::format("{} requests are not over after {} s", open, script.limit.count()));
     }
     result.virtual_seconds = base::seconds(cluster.host().now().time_since_epoch());
-    // The network heals; what is held must be let go without the help of any lease's long end.
+    // The network heals; what is held must be let go soon, not by the end of a lease.
     cluster.host().network().loss = 0;
     const auto idle = [this] { return cluster.ready() && cluster.held().empty(); };
-    if (!cluster.host().run_until(idle, script.limit + seconds(40))) {
+    const base::Duration soon = cluster.host().now().time_since_epoch() + seconds(8);
+    if (!cluster.host().run_until(idle, soon)) {
       return fail(Verdict::kLiveness, cluster.ready() ? "still held: " + cluster.held()
                                                       : "the cluster is not whole again");
     }
@@ -209,6 +213,8 @@ struct Running {
             std::max(result.slowest_seconds, base::seconds(outcome.ended - outcome.submitted));
       }
     }
+    if (script.quiet && !warnings.empty())
+      return fail(Verdict::kCorrectness, "a warning where nothing failed: " + warnings.front());
     if (cluster.host().error_logs() > 0)
       return fail(Verdict::kCorrectness,
                   "an error was logged: " + cluster.host().error_lines().front());
@@ -239,13 +245,17 @@ RunResult run(const RunOptions& options) {
   cluster_options.network.duplicate = script->duplicate;
   cluster_options.network.reorder = script->reorder;
   cluster_options.without_retry = options.without_retry;
-  cluster_options.print_log = options.print_log;
+  std::vector<std::string> warnings;
+  cluster_options.on_log = [&](base::Level level, std::string_view line) {
+    if (options.print_log) fmt::print("{}\n", line);
+    if (level >= base::Level::kWarn) warnings.emplace_back(line);
+  };
   Rng rng(options.seed, /*stream=*/77);
   // Odd settings are part of the draw: a pipeline of one, chunks of a token, a batch of one.
   cluster_options.chunk_tokens = std::vector<uint32_t>{1, 7, 16, 64}[rng.below(4)];
   cluster_options.max_batch = std::vector<uint32_t>{1, 3, 8}[rng.below(3)];
   SimCluster cluster(cluster_options, *engine);
-  Running running{*script, cluster, *engine, result};
+  Running running{*script, cluster, *engine, result, warnings};
   running.schedule_load(rng);
   script->faults(cluster, rng, milliseconds(4000));
   running.judge();

@@ -66,10 +66,10 @@ SimCluster::SimCluster(const ClusterOptions& options, model::Engine& engine) {
   sim.seed = options.seed;
   sim.network = options.network;
   sim.without_retry = options.without_retry;
-  if (options.print_log)
-    sim.log = [](base::Level, std::string_view line) { fmt::print("{}\n", line); };
+  sim.log = options.on_log;
   host_ = std::make_unique<actor::SimHost>(std::move(sim));
   add_nodes(options, engine);
+  host_->run_for(std::chrono::microseconds(1));  // every actor has started
 }
 
 SimCluster::~SimCluster() = default;

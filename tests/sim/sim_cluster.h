@@ -2,6 +2,7 @@
 // record of what every request got.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <set>
@@ -22,7 +23,8 @@ struct ClusterOptions {
   uint64_t kv_bytes = 32u << 20;
   actor::SimNetwork network{};
   std::set<std::string> without_retry{};
-  bool print_log = false;
+  std::function<void(base::Level, std::string_view)>
+      on_log{};  // every line; default: kept for a failure's report
 };
 
 // What one request's client saw.

@@ -1,0 +1,99 @@
+// Same tokens on any topology: twenty prompts through the real engine and the real actors give the
+// token ids that the reference engine gives alone in one process, whatever the stages, ranks,
+// chunks, batch and prefix cache.
+#include <fmt/core.h>
+#include <gtest/gtest.h>
+
+#include <tuple>
+
+#include "model/checkpoint.h"
+#include "model/forward.h"
+#include "model/tokenizer.h"
+#include "tests/sim/sim_cluster.h"
+
+namespace simulation {
+namespace {
+
+const char* kTexts[] = {
+    "import os\nimport sys\n\n\ndef main(",
+    "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n",
+    "def read_lines(path):\n    \"\"\"Return the lines of a file.\"\"\"\n",
+    "for name, value in sorted(self._cache.items()):\n    if value is None:\n",
+    "try:\n    import json\nexcept ImportError:\n    json = None\n\n__all__ = [",
+};
+
+std::string folder() { return std::string(SERVAL_SOURCE_DIR) + "/models/serval-tiny"; }
+
+// What is served and what it must answer; made once.
+struct World {
+  std::unique_ptr<model::Checkpoint> checkpoint;
+  std::unique_ptr<model::Engine> local;
+  std::vector<coordinator::Submission> asked;
+  std::vector<model::Generated> want;
+
+  World() {
+    checkpoint = std::make_unique<model::Checkpoint>(*model::Checkpoint::open(folder()));
+    local = *model::make_local_engine(*checkpoint, {});
+    const auto reference = *model::make_reference_engine(*checkpoint, {});
+    const auto tokenizer = *model::Tokenizer::load(folder());
+    for (uint32_t i = 0; i < 20; ++i) {
+      coordinator::Submission submission;
+      // Every fourth prompt is long: several blocks, over the LSA budget of 128 positions.
+      for (uint32_t n = 0; n < (i % 4 == 3 ? 10u : 1u + i % 3); ++n) {
+        const std::vector<base::TokenId> ids = tokenizer.encode(kTexts[(i + n) % 5]);
+        submission.prompt.insert(submission.prompt.end(), ids.begin(), ids.end());
+      }
+      submission.sampling.max_tokens = 20;
+      submission.sampling.temperature = i % 2 == 0 ? 0.0f : 0.8f;
+      submission.sampling.seed = 1000 + i;
+      submission.has_seed = true;
+      want.push_back(model::generate(*reference, submission.prompt, submission.sampling));
+      asked.push_back(std::move(submission));
+    }
+  }
+};
+
+World& world() {
+  static World made;
+  return made;
+}
+
+// stages, ranks, chunk, batch
+class TopologyTest
+    : public ::testing::TestWithParam<std::tuple<uint32_t, uint32_t, uint32_t, uint32_t>> {};
+
+TEST_P(TopologyTest, GivesTheTokensOfTheReferenceColdAndWarm) {
+  World& w = world();
+  ClusterOptions options;
+  std::tie(options.stages, options.ranks, options.chunk_tokens, options.max_batch) = GetParam();
+  SimCluster cluster(options, *w.local);
+  ASSERT_TRUE(cluster.host().run_until([&] { return cluster.ready(); }, std::chrono::seconds(10)));
+  for (const bool warm : {false, true}) {
+    const size_t first = cluster.outcomes().size();
+    for (const coordinator::Submission& submission : w.asked) cluster.submit(submission);
+    ASSERT_TRUE(
+        cluster.host().run_until([&] { return cluster.all_over(); }, std::chrono::minutes(10)));
+    for (size_t i = 0; i < w.asked.size(); ++i) {
+      const Outcome& got = *cluster.outcomes()[first + i];
+      ASSERT_FALSE(got.error.has_value()) << got.error->what;
+      EXPECT_EQ(got.tokens, w.want[i].tokens) << "prompt " << i << (warm ? ", warm" : ", cold");
+      EXPECT_EQ(got.finish, w.want[i].finish);
+      if (warm && w.asked[i].prompt.size() > 128) {
+        EXPECT_GE(got.usage.cached_tokens, 64u) << "prompt " << i << " was not in the cache";
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Clusters, TopologyTest,
+                         ::testing::Combine(::testing::Values(1u, 2u), ::testing::Values(1u, 2u),
+                                            ::testing::Values(16u, 256u),
+                                            ::testing::Values(1u, 8u)),
+                         [](const auto& info) {
+                           return fmt::format("stages{}_ranks{}_chunk{}_batch{}",
+                                              std::get<0>(info.param), std::get<1>(info.param),
+                                              std::get<2>(info.param), std::get<3>(info.param));
+                         });
+
+}  // namespace
+}  // namespace simulation
