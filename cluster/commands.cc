@@ -154,10 +154,11 @@ int down(const std::string& config) {
   if (launcher > 0) ::kill(launcher, SIGTERM);
   while (alive(launcher) && std::chrono::steady_clock::now() < until) ::poll(nullptr, 0, 10);
   for (const auto& [name, pid] : nodes) {
-    // Only after a launcher that died without its children; the name guards against a reused pid.
+    // Only after a launcher that died without its children. Name and file tell a reused id.
     std::ifstream in("/proc/" + std::to_string(pid) + "/cmdline");
     const std::string line((std::istreambuf_iterator<char>(in)), {});
-    if (line.find(name) != std::string::npos && line.find("--config") != std::string::npos)
+    if (line.find(name) != std::string::npos &&
+        line.find(cluster->config_path) != std::string::npos)
       ::kill(pid, SIGKILL);
   }
   if (alive(launcher)) ::kill(launcher, SIGKILL);

@@ -20,6 +20,27 @@ std::string self() {
   return failed ? std::string() : path.string();
 }
 
+// What /proc/PID/stat says after the process's name, which may hold anything; empty: no such
+// process.
+std::string stat_after_name(pid_t pid) {
+  std::ifstream in("/proc/" + std::to_string(pid) + "/stat");
+  std::string line;
+  std::getline(in, line);
+  const size_t end = line.rfind(')');
+  return end != std::string::npos && line.size() > end + 2 ? line.substr(end + 2) : "";
+}
+
+// When the process began, in clock ticks since boot. With the id it names a process for good: ids
+// are used again, after a reboot quickly.
+uint64_t begun_at(pid_t pid) {
+  std::istringstream fields(stat_after_name(pid));
+  std::string skipped;
+  for (int i = 3; i < 22; ++i) fields >> skipped;  // proc(5): starttime is the 22nd field
+  uint64_t ticks = 0;
+  fields >> ticks;
+  return ticks;
+}
+
 }  // namespace
 
 std::string bin_folder() { return fs::path(self()).parent_path().string(); }
@@ -60,13 +81,14 @@ base::Result<LocalCluster> LocalCluster::open(const std::string& config_path) {
 pid_t LocalCluster::launcher() const {
   std::ifstream in(state_folder + "/launcher.pid");
   pid_t pid = 0;
-  in >> pid;
-  return in && alive(pid) ? pid : 0;
+  uint64_t begun = 0;
+  in >> pid >> begun;
+  return in && alive(pid) && begun_at(pid) == begun ? pid : 0;
 }
 
 base::Status LocalCluster::write_launcher(pid_t pid) const {
   std::ofstream out(state_folder + "/launcher.pid");
-  out << pid << '\n';
+  out << pid << ' ' << begun_at(pid) << '\n';
   out.flush();
   if (!out)
     return base::fail(base::Code::kIo, "cannot write {}/launcher.pid: is the disk full?",
@@ -101,11 +123,8 @@ void LocalCluster::forget() const {
 
 bool alive(pid_t pid) {
   if (pid <= 0 || ::kill(pid, 0) != 0) return false;
-  std::ifstream in("/proc/" + std::to_string(pid) + "/stat");
-  std::string line;
-  std::getline(in, line);
-  const size_t end = line.rfind(')');  // the name before it may hold anything
-  return end != std::string::npos && line.size() > end + 2 && line[end + 2] != 'Z';
+  const std::string stat = stat_after_name(pid);
+  return !stat.empty() && stat.front() != 'Z';
 }
 
 }  // namespace cluster

@@ -126,18 +126,20 @@ struct Block {
   }
 };
 
-// kRows rows against all panels, kPanels at a time: enough independent chains to hide the latency
-// of fma.
+constexpr uint32_t kMostRows = 6;  // of a block: its accumulators fit the registers
+
+// kRows rows against panels [begin, end), kPanels at a time: enough independent chains to hide the
+// latency of fma.
 template <size_t kRows, class W>
-void multiply_rows(const Panels& m, const float* x, size_t x_stride, float* y, size_t y_stride) {
+void multiply_rows(const Panels& m, size_t begin, size_t end, const float* x, size_t x_stride,
+                   float* y, size_t y_stride) {
   constexpr size_t kPanels =
       kRows == 1 ? 4 / HWY_MIN(kVectors, 2) : (kRows <= 3 || kVectors == 1 ? 2 : 1);
   const W* w = static_cast<const W*>(m.data);
   const size_t panel_stride = static_cast<size_t>(m.inputs) * kPanel;
-  const size_t panels = (m.outputs + kPanel - 1) / kPanel;
   const float* rows[kRows];
   for (size_t r = 0; r < kRows; ++r) rows[r] = x + r * x_stride;
-  size_t p = 0;
+  size_t p = begin;
   const auto at = [&](size_t panel, size_t count, auto block) {
     float* out[kRows];
     uint32_t outputs[4];
@@ -147,31 +149,29 @@ void multiply_rows(const Panels& m, const float* x, size_t x_stride, float* y, s
           static_cast<uint32_t>(std::min<size_t>(kPanel, m.outputs - (panel + i) * kPanel));
     decltype(block)::run(w + panel * panel_stride, panel_stride, rows, m.inputs, out, outputs);
   };
-  for (; p + kPanels <= panels; p += kPanels) at(p, kPanels, Block<kRows, kPanels, W>());
-  for (; p < panels; ++p) at(p, 1, Block<kRows, 1, W>());
+  for (; p + kPanels <= end; p += kPanels) at(p, kPanels, Block<kRows, kPanels, W>());
+  for (; p < end; ++p) at(p, 1, Block<kRows, 1, W>());
 }
 
+// Two panels at a time against all rows, so that a weight comes from memory once however many rows
+// there are. The rows are dealt evenly over blocks: a block of few rows is bound by its weights.
 template <class W>
 void multiply_all(const Panels& m, const float* x, size_t x_stride, uint32_t rows, float* y,
                   size_t y_stride) {
-  uint32_t r = 0;
-  for (; r + 6 <= rows; r += 6)
-    multiply_rows<6, W>(m, x + r * x_stride, x_stride, y + r * y_stride, y_stride);
-  const float* rest = x + r * x_stride;
-  float* out = y + r * y_stride;
-  switch (rows - r) {
-    case 5:
-      return multiply_rows<5, W>(m, rest, x_stride, out, y_stride);
-    case 4:
-      return multiply_rows<4, W>(m, rest, x_stride, out, y_stride);
-    case 3:
-      return multiply_rows<3, W>(m, rest, x_stride, out, y_stride);
-    case 2:
-      return multiply_rows<2, W>(m, rest, x_stride, out, y_stride);
-    case 1:
-      return multiply_rows<1, W>(m, rest, x_stride, out, y_stride);
-    default:
-      return;
+  constexpr decltype(&multiply_rows<1, W>) kBlocks[kMostRows] = {
+      multiply_rows<1, W>, multiply_rows<2, W>, multiply_rows<3, W>,
+      multiply_rows<4, W>, multiply_rows<5, W>, multiply_rows<6, W>};
+  const uint32_t groups = (rows + kMostRows - 1) / kMostRows;
+  const size_t panels = (m.outputs + kPanel - 1) / kPanel;
+  const size_t step = groups == 1 ? panels : 2;
+  for (size_t p = 0; p < panels && groups > 0; p += step) {
+    const size_t end = std::min(p + step, panels);
+    uint32_t r = 0;
+    for (uint32_t g = 0; g < groups; ++g) {
+      const uint32_t count = rows / groups + (g < rows % groups ? 1 : 0);
+      kBlocks[count - 1](m, p, end, x + r * x_stride, x_stride, y + r * y_stride, y_stride);
+      r += count;
+    }
   }
 }
 

@@ -208,14 +208,12 @@ TEST_F(FrontEndTest, TellsClientsWhatTheGatewayRefused) {
 
 TEST_F(FrontEndTest, EndsAStreamThatFailsWithAnErrorEvent) {
   start();
-  reactor_.sync([&] {
-    gateway_.on_submit_ = [](FakeGateway& gateway, RequestId id, const Submission&) {
-      gateway.emit(id, ids("so far"));
-      gateway.refuse(id, Code::kInternal, "it broke");
-    };
-  });
   RawClient client(port_);
   client.send(post(kChatPath, chat_body(R"("stream":true)")));
+  ASSERT_TRUE(gateway_.wait([](const FakeGateway& g) { return g.live() == 1; }));
+  reactor_.sync([&] { gateway_.emit(RequestId{1}, ids("so far")); });
+  client.read_until("so far");
+  reactor_.sync([&] { gateway_.refuse(RequestId{1}, Code::kInternal, "it broke"); });
   const RawReply reply = client.read();
   EXPECT_EQ(reply.status, 200);
   const size_t error = reply.body.find(R"(data: {"error":{"message":"it broke")");

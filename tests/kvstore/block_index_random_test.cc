@@ -31,6 +31,7 @@ class NaiveIndex {
   }
   uint32_t lookup(uint64_t request, uint32_t attempt, const std::vector<uint32_t>& keys,
                   int64_t until) {
+    if (released_.contains(request) && attempt <= released_[request]) return 0;
     end({request, attempt});
     std::vector<uint32_t> found;
     for (const uint32_t key : keys) {
@@ -49,6 +50,7 @@ class NaiveIndex {
   }
   void release(uint64_t request, uint32_t attempt) {
     for (uint32_t a = 0; a <= attempt; ++a) end({request, a});
+    released_[request] = std::max(released_[request], attempt);
   }
   void expire(int64_t now) {
     std::vector<std::pair<uint64_t, uint32_t>> over;
@@ -105,6 +107,7 @@ class NaiveIndex {
   const uint64_t budget_, entry_cost_, block_cost_;
   std::map<uint32_t, Block> blocks_;
   std::map<std::pair<uint64_t, uint32_t>, std::pair<int64_t, std::vector<uint32_t>>> leases_;
+  std::map<uint64_t, uint32_t> released_;
   uint64_t clock_ = 0;
 };
 
@@ -122,7 +125,8 @@ void run(uint64_t seed) {
     std::vector<uint32_t> keys;
     for (uint32_t i = 0; i < 1 + rng.below(4); ++i) keys.push_back(first + i);
     const uint64_t request = 1 + rng.below(4);
-    const auto attempt = static_cast<uint32_t>(rng.below(3));
+    // Attempts rise, so that some are released, some are late and most are new.
+    const auto attempt = static_cast<uint32_t>(static_cast<uint64_t>(step) / 20 + rng.below(4));
     const auto layer = static_cast<uint32_t>(rng.below(kLayers));
     const uint64_t kind = rng.below(10);
     if (kind < 4) {

@@ -115,7 +115,8 @@ TEST_F(KvstoreActorTest, WhatWasPutIsFoundAndFetchedUnderLossAndDoubles) {
 
 TEST_F(KvstoreActorTest, LeasesEndByReleaseByTimeAndWithTheLife) {
   for (uint32_t layer = 0; layer < kLayers; ++layer) put(1, layer);
-  const auto lease = [this] { call<proto::PrefixFound>(lookup_of(1, 1, {1}, 2000)); };
+  uint32_t attempt = 0;
+  const auto lease = [&] { call<proto::PrefixFound>(lookup_of(1, ++attempt, {1}, 2000)); };
   lease();
   EXPECT_EQ(store().index().leases(), 1u);
   proto::ReleaseLease release;

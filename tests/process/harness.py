@@ -138,7 +138,7 @@ class Cluster:
 
     def launcher(self):
         with open(os.path.join(self.state, "launcher.pid"), encoding="utf-8") as file:
-            return int(file.read())
+            return int(file.read().split()[0])
 
     def log(self, node):
         with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 import time
 
 from harness import Cluster, Run, bin_folder, listens, require, wait_for
@@ -78,6 +79,27 @@ def up_after_killed_launcher_without_down(folder):
         require(done.returncode == 0 and cluster.all_ready(), f"up ended with {done.returncode}: {done.stderr}")
 
 
+def process_id_used_again(folder):
+    """A launcher's process id that now belongs to somebody else, as after a reboot: not taken for the launcher."""
+    cluster = Cluster(folder)
+    with subprocess.Popen(["sleep", "300"]) as other:
+        try:
+            os.makedirs(cluster.state)
+            with open(os.path.join(cluster.state, "launcher.pid"), "w", encoding="utf-8") as file:
+                file.write(f"{other.pid} 1\n")
+            with open(os.path.join(cluster.state, "nodes"), "w", encoding="utf-8") as file:
+                file.write(f"decode-0 {other.pid}\n")
+            require(cluster.down().returncode == 0 and other.poll() is None, "down ended a stranger")
+            with open(os.path.join(cluster.state, "launcher.pid"), "w", encoding="utf-8") as file:
+                file.write(f"{other.pid} 1\n")
+            done = cluster.up()
+            require(done.returncode == 0 and "ready in" in done.stdout, f"up: {done.stdout}{done.stderr}")
+            require(cluster.all_ready(), "not all ready")
+        finally:
+            other.kill()
+            cluster.sweep()
+
+
 def coordinator_killed(folder):
     """Its streams are lost in this version; the nodes find the new one and the cluster serves again."""
     with Cluster(folder) as cluster:
@@ -91,12 +113,15 @@ def coordinator_killed(folder):
 def node_that_keeps_dying(folder):
     """Five deaths within a minute open the circuit; the cluster says what is missing and ends in order."""
     with Cluster(folder) as cluster:
+        last = 0
+
+        def next_life():
+            node = cluster.node("kvstore-0") or {}
+            return node.get("state") == "ready" and node["pid"] != last and node["pid"]
+
         for _ in range(5):
-            pid = wait_for("kvstore-0 is ready", lambda: (cluster.node("kvstore-0") or {}).get("state") == "ready" and
-                           cluster.node("kvstore-0")["pid"], 30)
-            os.kill(pid, signal.SIGKILL)
-            wait_for("the death is noticed", lambda p=pid: (cluster.node("kvstore-0") or {}).get("pid") != p or
-                     cluster.node("kvstore-0")["state"] != "ready", 30)
+            last = wait_for("kvstore-0 lives again", next_life, 30)
+            os.kill(last, signal.SIGKILL)
         wait_for("the launcher leaves it down", lambda: "is left down" in cluster.log("launcher"), 30)
         require(cluster.post("/v1/completions", {"prompt": "a", "max_tokens": 4})["choices"], "no answer without store")
 
@@ -107,6 +132,7 @@ def main():
     run.check("down_under_load_ends_all", down_under_load, folder)
     run.check("killed_launcher_takes_its_nodes_and_down_cleans", launcher_killed, folder)
     run.check("up_works_after_a_killed_launcher", up_after_killed_launcher_without_down, folder)
+    run.check("process_id_used_again_is_no_launcher", process_id_used_again, folder)
     run.check("killed_coordinator_comes_back_and_serves", coordinator_killed, folder)
     run.check("node_that_keeps_dying_is_left_down", node_that_keeps_dying, folder)
     run.end()

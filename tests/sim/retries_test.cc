@@ -37,7 +37,7 @@ INSTANTIATE_TEST_SUITE_P(Labels, RetryTest,
                                            Row{"kv.commit", "lossy"}, Row{"store.fetch", "lossy"},
                                            Row{"token.out", "lossy"}, Row{"expert.rows", "lossy"},
                                            Row{"attempt.failed", "store"}, Row{"cancel", "cancels"},
-                                           Row{"store.release", "store"}),
+                                           Row{"store.release", "lossy"}),
                          [](const auto& info) {
                            std::string name = info.param.label;
                            for (char& c : name) c = c == '.' ? '_' : c;
