@@ -123,9 +123,24 @@ int detached(const LocalCluster& cluster) {
 
 }  // namespace
 
+int show_config(const std::string& config, bool print) {
+  auto text = base::ClusterConfig::describe(config);
+  if (!text) {
+    fmt::print(stderr, "serval: {}\n", text.error().what);
+    return node::kExitConfig;
+  }
+  if (print) {
+    fmt::print("{}", *text);
+  } else {
+    fmt::print("{}: ok\n", config);
+  }
+  return 0;
+}
+
 int up(const std::string& config, bool detach) {
   auto cluster = LocalCluster::open(config);
   if (!cluster) return complain(cluster.error());
+  if (base::Status model = cluster->check_model(); !model) return complain(model.error());
   if (pid_t running = cluster->launcher()) {
     fmt::print("already up (launcher {}): {}\n", running, cluster->url());
     return 0;

@@ -6,6 +6,8 @@
 
 namespace cluster {
 
+// Checks the cluster file; prints its effective form when `print`.
+int show_config(const std::string& config, bool print);
 int up(const std::string& config, bool detach);
 int down(const std::string& config);
 int status(const std::string& config, bool json);

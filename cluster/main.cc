@@ -44,12 +44,16 @@ int main(int argc, char** argv) {
       "clean.\n"
       "--no-install anywhere: never install packages, say what is missing instead.");
   std::string config = cluster::default_config(), prompt, folder, engine = "local";
-  bool detach = false, json = false;
+  bool detach = false, json = false, check = false, print = false;
   uint32_t max_tokens = 0;
   cluster::BenchOptions bench;
 
   auto* up = app.add_subcommand("up", "Start the cluster and wait until it serves");
   up->add_flag("--detach", detach, "return when ready; ./serval down stops it");
+  up->add_flag("--check-config", check,
+               "check the cluster file and exit: 0, or 3 with every mistake");
+  up->add_flag("--print-config", print,
+               "print the effective configuration with the origin of each value and exit");
   auto* down = app.add_subcommand("down", "Stop the cluster in order");
   auto* status = app.add_subcommand("status", "One line per node");
   status->add_flag("--json", json, "as JSON");
@@ -76,6 +80,7 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : node::kExitUsage;
   }
+  if (check || print) return cluster::show_config(config, print);
   if (up->parsed()) return cluster::up(config, detach);
   if (down->parsed()) return cluster::down(config);
   if (status->parsed()) return cluster::status(config, json);

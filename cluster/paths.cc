@@ -62,12 +62,6 @@ base::Result<LocalCluster> LocalCluster::open(const std::string& config_path) {
   const std::string here = fs::current_path().string(), root = root_folder();
   const bool in_root = !fs::exists(here / model) && fs::exists(root / model);
   cluster.run_folder = in_root ? root : here;
-  if (!fs::exists(cluster.run_folder / model / "config.json")) {
-    return base::fail(base::Code::kNotFound,
-                      "no model in {}: it should be a Hugging Face style folder with config.json "
-                      "([cluster] model in {})",
-                      (cluster.run_folder / model).string(), config_path);
-  }
   cluster.state_folder = root + "/.serval/" + cluster.config.name;
   std::error_code failed;
   fs::create_directories(cluster.state_folder + "/log", failed);
@@ -76,6 +70,15 @@ base::Result<LocalCluster> LocalCluster::open(const std::string& config_path) {
                       failed.message());
   }
   return cluster;
+}
+
+base::Status LocalCluster::check_model() const {
+  const fs::path model = fs::path(run_folder) / config.model;
+  if (fs::exists(model / "config.json")) return {};
+  return base::fail(base::Code::kNotFound,
+                    "no model in {}: it should be a Hugging Face style folder with config.json "
+                    "([cluster] model in {})",
+                    model.string(), config_path);
 }
 
 pid_t LocalCluster::launcher() const {

@@ -28,6 +28,7 @@ struct LocalCluster {
   std::string state_folder;  // absolute, made on demand
 
   static base::Result<LocalCluster> open(const std::string& config_path);
+  base::Status check_model() const;  // kNotFound when the folder holds none
   std::string url() const { return "http://" + config.http; }
   std::string log_of(const std::string& node) const {
     return state_folder + "/log/" + node + ".log";

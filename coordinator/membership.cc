@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <charconv>
 #include <set>
 
 #include "base/check.h"
@@ -106,6 +107,21 @@ std::optional<std::string> Membership::why_refused(NodeId from, const Hello& hel
   return std::nullopt;
 }
 
+namespace {
+
+// 1 for "prefill-1": the position its operator has in mind.
+std::optional<uint32_t> named_position(const std::string& name) {
+  const size_t dash = name.rfind('-');
+  uint32_t position = 0;
+  if (dash == std::string::npos) return std::nullopt;
+  const char* end = name.data() + name.size();
+  const auto [rest, failed] = std::from_chars(name.data() + dash + 1, end, position);
+  if (failed != std::errc{} || rest != end) return std::nullopt;
+  return position;
+}
+
+}  // namespace
+
 std::optional<uint32_t> Membership::free_position(const Hello& hello) const {
   std::set<uint32_t> taken;
   for (const auto& [id, member] : members_) {
@@ -117,6 +133,8 @@ std::optional<uint32_t> Membership::free_position(const Hello& hello) const {
       !taken.contains(former->second)) {
     return former->second;
   }
+  const std::optional<uint32_t> named = named_position(hello.name);
+  if (named && *named < count && !taken.contains(*named)) return named;
   for (uint32_t position = 0; position < count; ++position) {
     if (!taken.contains(position)) return position;
   }

@@ -2,7 +2,8 @@
 #   tidy     conventions and format                      golden   verify on the reference checkpoints, topology equality
 #   unit     every room's tests under ASan and UBSan     sim      the whole cluster from 200 seeds, faults and retries
 #   host     ZmqHost and the HTTP front end under TSan   process  the real cluster: up, status, kill, load, down
-#   all      all of them
+#   all      all of these
+#   lint     clang-tidy over every source: half an hour, so not part of all
 # Ends with "N passed, N failed": every test case and every check counts as one.
 
 passed=0
@@ -44,6 +45,11 @@ run_ctest() {  # PRESET LABEL
 }
 
 stage_tidy() { stage tidy sh -c 'if "$1/tools/tidy"; then echo "check ok tidy"; else echo "check FAILED tidy"; exit 1; fi' - "$root"; }
+stage_lint() {
+  install_missing clang-tidy
+  build_preset release $processes
+  stage lint sh -c 'cd "$1" && git ls-files "*.cc" | grep -v ^tests/ | xargs -P 2 -n 4 clang-tidy -p build --quiet && echo "check ok lint"' - "$root"
+}
 stage_unit() { build_preset debug unit_tests && stage unit run_ctest debug unit; }
 # shellcheck disable=SC2086
 stage_golden() { build_preset release $processes golden_tests && stage golden run_ctest release golden; }
@@ -58,9 +64,9 @@ stage_process() { build_preset release $processes process_tests && stage process
 run_tests() {
   begun_all=$(date +%s)
   case "$1" in
-    tidy|unit|golden|sim|host|process) "stage_$1" ;;
+    tidy|unit|golden|sim|host|process|lint) "stage_$1" ;;
     all) stage_tidy; stage_golden; stage_process; stage_sim; stage_unit; stage_host ;;
-    *) die 2 "unknown tests '$1'; there are: tidy unit golden sim host process all" ;;
+    *) die 2 "unknown tests '$1'; there are: tidy unit golden sim host process all lint" ;;
   esac
   say "all stages took $(($(date +%s) - begun_all)) s${failures:+; failed:$failures}"
   printf '%d passed, %d failed\n' "$passed" "$failed"

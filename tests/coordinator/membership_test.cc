@@ -258,5 +258,12 @@ TEST_F(MembershipTest, SaysWhatIsMissing) {
   EXPECT_TRUE(members_.missing().empty());
 }
 
+TEST_F(MembershipTest, ANameThatEndsInAFreePositionGetsIt) {
+  EXPECT_EQ(join(10, Role::kPrefill, "prefill-1").position, 1u);
+  EXPECT_EQ(join(11, Role::kPrefill, "prefill-0").position, 0u);
+  EXPECT_EQ(join(12, Role::kDecode, "decode-7").position, 0u);  // there is no 7
+  EXPECT_EQ(join(13, Role::kDecode, "decode-0").position, 1u);  // taken
+}
+
 }  // namespace
 }  // namespace coordinator
