@@ -77,16 +77,22 @@ Parsed<Prepared> prepare(Dialect dialect, std::string_view body, const ApiModel&
   return out;
 }
 
-std::vector<Submission> submissions(const Prepared& prepared) {
+std::vector<Submission> submissions(const Prepared& prepared, uint32_t max_context) {
+  const GenerationRequest& request = prepared.request;
   std::vector<Submission> out;
   for (const std::vector<TokenId>& prompt : prepared.prompts) {
-    for (uint32_t choice = 0; choice < prepared.request.n; ++choice) {
+    for (uint32_t choice = 0; choice < request.n; ++choice) {
       Submission submission;
       submission.prompt = prompt;
-      submission.sampling = prepared.request.sampling;
+      submission.sampling = request.sampling;
       submission.sampling.choice = choice;
-      submission.has_seed = prepared.request.has_seed;
-      submission.salt = prepared.request.cache_salt;
+      uint32_t& most = submission.sampling.max_tokens;
+      if (!request.has_max_tokens && most > 0) {
+        most = std::max(most, request.sampling.min_tokens);
+        most = std::min<uint32_t>(most, max_context - static_cast<uint32_t>(prompt.size()));
+      }
+      submission.has_seed = request.has_seed;
+      submission.salt = request.cache_salt;
       out.push_back(std::move(submission));
     }
   }

@@ -19,8 +19,9 @@ struct Prepared {
 
 Parsed<Prepared> prepare(Dialect dialect, std::string_view body, const ApiModel& model,
                          const model::Tokenizer& tokenizer, const model::ChatFormat& format);
-// Choice i is answered by submission i: all n of the first prompt, then of the second.
-std::vector<Submission> submissions(const Prepared& prepared);
+// Choice i is answered by submission i: all n of the first prompt, then of the second. A default
+// maximum of tokens gives way to min_tokens and to what the context leaves.
+std::vector<Submission> submissions(const Prepared& prepared, uint32_t max_context);
 
 // The response bodies of the two small routes.
 Parsed<std::string> tokenize(std::string_view body, const ApiModel& model,

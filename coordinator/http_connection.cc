@@ -110,7 +110,7 @@ class Connection {
   std::optional<ClusterStatus> status_;
   Generation* generation_ = nullptr;
   SteadyTime arrived_{};
-  bool job_done_ = false, job_failed_ = false;
+  bool job_done_ = false;
   // Of the connection.
   uint64_t serial_ = 0;                    // counts requests
   SteadyTime wake_at_ = Deadline::kNever;  // rings the bell
@@ -267,12 +267,12 @@ awaitable<void> Connection::handle() {
 
 // Runs `job` here when the body is short, else on the worker thread. False: too many wait already.
 awaitable<bool> Connection::run_job(std::function<void()> job) {
-  job_done_ = job_failed_ = false;
-  const auto guarded = [this, &job] {
+  job_done_ = false;
+  const auto guarded = [&job] {
     try {
       job();
-    } catch (const std::exception&) {  // out of memory, or a library's surprise
-      job_failed_ = true;
+    } catch (const std::exception&) {
+      // Out of memory, or a library's surprise: there is no result, which failure() tells.
     }
   };
   if (request_.body.size() <= impl_.options.inline_bytes) {

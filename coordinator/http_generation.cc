@@ -35,7 +35,7 @@ class Generations::Sink final : public TokenSink {
 };
 
 Generation& Generations::open(AnswerHead head, Prepared prepared, std::function<void()> changed) {
-  std::vector<Submission> wanted = submissions(prepared);
+  std::vector<Submission> wanted = submissions(prepared, world_.model.max_context);
   const uint64_t key = next_key_++;
   auto made = std::make_unique<Generation>(std::move(head), std::move(prepared), world_.model,
                                            world_.tokenizer);

@@ -270,6 +270,28 @@ TEST_F(FrontEndTest, SubmitsEachChoiceOnItsOwn) {
   });
 }
 
+TEST_F(FrontEndTest, ADefaultMaximumGivesWayToTheContext) {
+  FrontEndOptions options;
+  options.model.max_new_tokens = 256;
+  start(options);
+  answer_all("c");
+  const auto most = [&](size_t prompt, const std::string& fields) {
+    const std::vector<TokenId> tokens(prompt, 7);
+    const RawReply reply = ask(post(
+        "/v1/completions", fmt::format(R"({{"prompt":[{}]{}}})", fmt::join(tokens, ","), fields)));
+    EXPECT_EQ(reply.status, 200) << reply.body;
+    uint32_t most = 0;
+    reactor_.sync([&] { most = gateway_.submissions().back().sampling.max_tokens; });
+    return most;
+  };
+  EXPECT_EQ(most(100, ""), 16u);
+  EXPECT_EQ(most(8190, ""), 2u);
+  EXPECT_EQ(most(100, R"(,"min_tokens":50)"), 50u);
+  EXPECT_EQ(most(100, R"(,"max_tokens":8092)"), 8092u);
+  EXPECT_EQ(ask(post(kChatPath, chat_body())).status, 200);
+  reactor_.sync([&] { EXPECT_EQ(gateway_.submissions().back().sampling.max_tokens, 256u); });
+}
+
 TEST_F(FrontEndTest, ARefusedChoiceCancelsTheOthers) {
   start();
   reactor_.sync([&] {
