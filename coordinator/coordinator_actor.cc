@@ -20,6 +20,9 @@ uint32_t context_of(const CoordinatorOptions& options) {
   return limit == 0 ? options.shape.max_context : std::min(limit, options.shape.max_context);
 }
 
+// A node is back well within this, or it will not be soon.
+constexpr std::chrono::seconds kFailover{10};
+
 uint16_t actor_of(proto::Role role) { return static_cast<uint16_t>(role); }
 
 }  // namespace
@@ -29,6 +32,7 @@ CoordinatorActor::CoordinatorActor(CoordinatorOptions options) : options_(std::m
 void CoordinatorActor::start(Context& ctx) {
   ctx_ = &ctx;
   ctx.set_log_node("coordinator");
+  whole_at_ = ctx.now();
   const uint64_t life = ctx.random() | 1;
 
   MembershipOptions membership;
@@ -64,6 +68,7 @@ Task<void> CoordinatorActor::tick() {
     co_await std::move(nap);
     const Membership::Change change = membership_->tick(ctx_->now());
     apply(change);
+    if (membership_->missing().empty()) whole_at_ = ctx_->now();
     requests_->tick();
   }
 }
@@ -150,7 +155,16 @@ void CoordinatorActor::on(Context& ctx, const Incoming<proto::AttemptFailed>& in
   ctx.reply(in, done);
 }
 
+// A request that arrives in a failover waits for it to end; one that arrives when the cluster has
+// not been whole for longer than that is refused, so that its client may try elsewhere.
 RequestId CoordinatorActor::submit(Submission submission, std::unique_ptr<TokenSink> sink) {
+  const std::vector<std::string> missing = membership_->missing();
+  if (!missing.empty() && ctx_->now() - whole_at_ > kFailover) {
+    const base::Error error{base::Code::kUnavailable,
+                            fmt::format("the cluster is not ready: {}", missing.front())};
+    sink->end(base::FinishReason::kError, &error, Usage{});
+    return RequestId{};
+  }
   return requests_->submit(std::move(submission), std::move(sink));
 }
 

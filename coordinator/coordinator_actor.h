@@ -62,6 +62,7 @@ class CoordinatorActor final : public actor::Actor, public Gateway {
   const CoordinatorOptions options_;
   // Set by start().
   actor::Context* ctx_ = nullptr;
+  base::Time whole_at_{};  // when every needed position was last filled; begins with the start
   std::optional<Membership> membership_;
   std::optional<RequestTable> requests_;
 };

@@ -340,6 +340,20 @@ TEST(CoordinatorFlow, WaitsForAClusterAndSaysWhatIsMissingAtTheDeadline) {
   EXPECT_EQ(cluster.ended(1).tokens, cluster.expected(1));
 }
 
+TEST(CoordinatorFlow, RefusesAtOnceWhenThereHasBeenNoClusterForLong) {
+  FakeCluster cluster({.nodes = false});
+  cluster.sim.run_for(seconds(11));
+  const int refused = cluster.submit(10, 10);
+  cluster.sim.run_for(milliseconds(10));
+  ASSERT_TRUE(cluster.ended(refused).error);
+  EXPECT_EQ(cluster.ended(refused).error->code, Code::kUnavailable);
+  cluster.add_nodes();
+  ASSERT_TRUE(cluster.wait_ready(seconds(30)));
+  const int served = cluster.submit(10, 10);
+  ASSERT_TRUE(cluster.run_until_ended());
+  EXPECT_FALSE(cluster.ended(served).error);
+}
+
 TEST(CoordinatorFlow, RefusesWhatIsOverTheLimitAtOnce) {
   FakeCluster cluster({.max_requests = 4});
   ASSERT_TRUE(cluster.wait_ready());
