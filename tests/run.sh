@@ -12,8 +12,8 @@ failures=''
 
 # count LOG STATUS NAME: adds the cases of a ctest log; a stage that failed without a failing case counts one failure.
 count() {
-  ok=$(grep -c '\[       OK \]\|^check ok' "$1" || true)
-  bad=$(grep -c '\[  FAILED  \] [A-Za-z_/0-9]*\.[A-Za-z_0-9/]* (\|^check FAILED' "$1" || true)
+  ok=$(grep -cE '\[       OK \]|^([0-9]+: )?check ok' "$1" || true)
+  bad=$(grep -cE '\[  FAILED  \] [A-Za-z_/0-9]+\.[A-Za-z_0-9/]+ \(|^([0-9]+: )?check FAILED' "$1" || true)
   [ "$2" = 0 ] || [ "$bad" != 0 ] || bad=1
   passed=$((passed + ok))
   failed=$((failed + bad))
