@@ -62,9 +62,12 @@ SimCluster::SimCluster(const ClusterOptions& options, model::Engine& engine) {
   config_.kvstore_nodes = options.stores;
   config_.chunk_tokens = options.chunk_tokens;
   config_.max_batch = options.max_batch;
+  config_.heartbeat_misses = options.heartbeat_misses;
   actor::SimOptions sim;
   sim.seed = options.seed;
   sim.network = options.network;
+  const std::chrono::milliseconds beat(config_.heartbeat_ms);
+  sim.peer_silence = beat * options.heartbeat_misses + beat / 2;
   sim.without_retry = options.without_retry;
   sim.log = options.on_log;
   host_ = std::make_unique<actor::SimHost>(std::move(sim));

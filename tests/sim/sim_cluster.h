@@ -21,6 +21,7 @@ struct ClusterOptions {
   uint32_t stages = 2, ranks = 2, stores = 1;
   uint32_t chunk_tokens = 16, max_batch = 8;
   uint64_t kv_bytes = 32u << 20;
+  uint32_t heartbeat_misses = 5;
   actor::SimNetwork network{};
   std::set<std::string> without_retry{};
   std::function<void(base::Level, std::string_view)>
