@@ -184,7 +184,7 @@ int Launcher::bring_up(const std::function<void(const std::string& line)>& progr
   ::sigaction(SIGINT, &action, nullptr);
   ::signal(SIGPIPE, SIG_IGN);
   for (Node& node : nodes_) {
-    std::ofstream(cluster_.log_of(node.name), std::ios::trunc);  // the log of this run
+    const std::ofstream emptied(cluster_.log_of(node.name), std::ios::trunc);  // this run's log
     spawn(node);
   }
   write_state();

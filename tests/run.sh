@@ -41,7 +41,7 @@ stage() {
 run_ctest() {  # PRESET LABEL
   folder="$root/build"
   [ "$1" = release ] || folder="$root/build-$1"
-  ctest --test-dir "$folder" -L "^$2\$" --output-on-failure --no-tests=error -V
+  ctest --test-dir "$folder" -L "^$2\$" --output-on-failure --no-tests=error -V -j 2
 }
 
 stage_tidy() { stage tidy sh -c 'if "$1/tools/tidy"; then echo "check ok tidy"; else echo "check FAILED tidy"; exit 1; fi' - "$root"; }

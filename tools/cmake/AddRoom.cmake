@@ -70,7 +70,7 @@ function(add_room_test)
   set_tests_properties(${T_NAME} PROPERTIES LABELS "${T_LABEL}" TIMEOUT 900)
   add_dependencies(${T_LABEL}_tests test_${T_NAME})
   if(T_HOST)
-    set_tests_properties(${T_NAME} PROPERTIES LABELS "${T_LABEL};host")
+    set_tests_properties(${T_NAME} PROPERTIES LABELS "${T_LABEL};host" RUN_SERIAL TRUE)  # real sockets, real time
     add_dependencies(host_tests test_${T_NAME})
   endif()
 endfunction()
