@@ -14,9 +14,9 @@
 namespace actor {
 namespace {
 
-constexpr int kQueue = 1000;             // messages
-constexpr int kSockets = 8192;           // three a link, and those on their way out
-constexpr size_t kCopyBelow = 8 * 1024;  // smaller blobs would pin a shared receive buffer
+constexpr int kQueue = 1000;         // messages
+constexpr int kSockets = 8192;       // three a link, and those on their way out
+constexpr size_t kCopyBelow = 8192;  // smaller blobs would pin a shared receive buffer
 constexpr int kFlushMs = 100;
 
 int to_ms(base::Duration d) {

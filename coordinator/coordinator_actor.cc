@@ -46,7 +46,7 @@ void CoordinatorActor::start(Context& ctx) {
   membership.layout = options_.shape.layout_digest;
   membership.arithmetic = options_.shape.arithmetic_digest;
   membership.coordinator_life = life;
-  membership_.emplace(std::move(membership));
+  membership_.emplace(membership);
 
   RequestTableOptions requests;
   requests.max_requests = options_.config.max_requests;

@@ -52,7 +52,7 @@ base::Result<ModelFiles> open_model(const base::ClusterConfig& config) {
     longest = std::max(longest, tokenizer.bytes(id).size());
   }
   api.longest_token = static_cast<uint32_t>(longest);
-  return ModelFiles{std::move(tokenizer), std::move(format), std::move(shape), std::move(api)};
+  return ModelFiles{std::move(tokenizer), format, std::move(shape), std::move(api)};
 }
 
 base::Log front_end_log(const base::ClusterConfig& config) {

@@ -62,7 +62,7 @@ std::pair<uint32_t, uint32_t> stage_layers(uint32_t layers, uint32_t stages, uin
   return {begin, begin + share + (stage < extra ? 1 : 0)};
 }
 
-Membership::Membership(MembershipOptions options) : options_(std::move(options)) {
+Membership::Membership(MembershipOptions options) : options_(options) {
   CHECK(options_.stages > 0 && options_.ranks > 0 && options_.heartbeat_ms > 0);
 }
 

@@ -3,7 +3,7 @@
 #   unit     every room's tests under ASan and UBSan     sim      the whole cluster from 200 seeds, faults and retries
 #   host     ZmqHost and the HTTP front end under TSan   process  the real cluster: up, status, kill, load, down
 #   all      all of these
-#   lint     clang-tidy over every source: half an hour, so not part of all
+#   lint     clang-tidy over every source but the three of Asio, which clang 14 cannot parse; a quarter of an hour, not in all
 # Ends with "N passed, N failed": every test case and every check counts as one.
 
 passed=0
@@ -48,7 +48,7 @@ stage_tidy() { stage tidy sh -c 'if "$1/tools/tidy"; then echo "check ok tidy"; 
 stage_lint() {
   install_missing clang-tidy
   build_preset release $processes
-  stage lint sh -c 'cd "$1" && git ls-files "*.cc" | grep -v ^tests/ | xargs -P 2 -n 4 clang-tidy -p build --quiet && echo "check ok lint"' - "$root"
+  stage lint sh -c 'cd "$1" && git ls-files "*.cc" | grep -vE "^tests/|front_end.cc|http_connection.cc|http_reader.cc" | xargs -P 2 -n 4 clang-tidy -p build --quiet && echo "check ok lint"' - "$root"
 }
 stage_unit() { build_preset debug unit_tests && stage unit run_ctest debug unit; }
 # shellcheck disable=SC2086
