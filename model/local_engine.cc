@@ -83,6 +83,7 @@ LocalEngine::LocalEngine(const Checkpoint& checkpoint, const EngineOptions& opti
   }
   if (options.embedding && config_.ngram) {
     for (uint32_t i = 0; i < config_.ngram->tables(); ++i) {
+      ngram_tables_.push_back(ngram_table_name(config_.ngram->oe_names, i));
       ngram_projections_.push_back(read.matrix(ngram_projection_name(config_.ngram->oe_names, i),
                                                config_.hidden, config_.ngram_dim()));
     }
@@ -172,7 +173,7 @@ void LocalEngine::embed(Pass& pass) {
       ngram_ids(c, before, token, ids.data());
       for (uint32_t t = 0; t < tables; ++t) {
         all_ids[static_cast<size_t>(t) * rows + row] = ids[t];
-        const std::string name = ngram_table_name(c.ngram->oe_names, t);
+        const std::string& name = ngram_tables_[t];
         CHECK(read_rows(checkpoint_, name, ids[t], 1, entry.data()).has_value(), "{} row {}", name,
               ids[t]);
         multiply(ngram_projections_[t].panels(), entry.data(), dim, 1, projected.data(), c.hidden);

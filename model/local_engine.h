@@ -132,6 +132,7 @@ class LocalEngine final : public Engine {
   const Shape shape_;
   const Rope rope_;
   std::vector<LayerWeights> layers_;
+  std::vector<std::string> ngram_tables_;  // names, so that a look-up builds none
   std::vector<PackedMatrix> ngram_projections_;
   std::vector<float> final_norm_;
   PackedMatrix lm_head_;

@@ -34,7 +34,8 @@ base::Task<void> StoreOutbox::send(actor::Context& ctx, Put put) {
   --unanswered_;
   bytes_ -= size;
   ++(answer && answer->msg.outcome == proto::Outcome::kOk ? counters_.stored : counters_.dropped);
-  if (!answer) drop_all_of(to.node);  // it is away: waiting for each of the others is no use
+  const bool gone = !answer && answer.error().code == base::Code::kPeerGone;
+  if (gone) drop_all_of(to.node);  // waiting for each of the others is no use
   pump(ctx);
 }
 
