@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/rng.h"
+#include "model/multiply.h"
 
 namespace {
 
@@ -28,11 +29,18 @@ std::vector<float> values(size_t n, uint64_t seed) {
 }
 
 model::PackedMatrix packed(bool bf16) {
-  model::PackedMatrix w(kOutputs, kInputs, bf16);
+  model::PackedMatrix w(kOutputs, kInputs,
+                        bf16 ? model::WeightFormat::kBf16 : model::WeightFormat::kF32);
   const std::vector<float> row = values(kInputs, 1);
-  for (uint32_t j = 0; j < kOutputs; ++j) w.set_row(j, row.data());
+  for (uint32_t j = 0; j < kOutputs; ++j) w.set_rows(j, 1, row.data());
+  w.seal();
   return w;
 }
+
+// One thread, verified: as an engine with one thread has it.
+model::ThreadPool one_thread(1);
+model::Integrity integrity;
+const model::Compute compute{one_thread, integrity};
 
 // What one iteration did. Every benchmark sets the same counters: the library's CSV writer aborts
 // the run where they differ.
@@ -55,7 +63,7 @@ void multiply_warm(State& state, bool bf16) {
   const std::vector<float> x = values(size_t{rows} * kInputs, 2);
   std::vector<float> y(size_t{rows} * kOutputs);
   for (auto _ : state) {
-    model::multiply(w.panels(), x.data(), kInputs, rows, y.data(), kOutputs);
+    model::multiply(compute, {&w, x.data(), kInputs, rows, y.data(), kOutputs});
     benchmark::ClobberMemory();
   }
   set_product_rates(state, rows, bf16 ? 2 : 4);
@@ -71,7 +79,7 @@ void multiply_cold(State& state, bool bf16) {
   std::vector<float> y(size_t{rows} * kOutputs);
   size_t next = 0;
   for (auto _ : state) {
-    model::multiply(w[next++ % count].panels(), x.data(), kInputs, rows, y.data(), kOutputs);
+    model::multiply(compute, {&w[next++ % count], x.data(), kInputs, rows, y.data(), kOutputs});
     benchmark::ClobberMemory();
   }
   set_product_rates(state, rows, bf16 ? 2 : 4);

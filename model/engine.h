@@ -24,6 +24,8 @@
 
 namespace model {
 
+class Integrity;
+
 using base::TokenId;
 
 // What roles need to know of a model.
@@ -36,7 +38,10 @@ struct Shape {
   uint32_t kv_row_bytes = 0;   // of one token in one layer
   uint32_t ngram_context = 0;  // earlier token ids the embedding looks back on
   uint32_t max_context = 0;
+  uint32_t mtp_steps = 0;  // draft steps the loaded engine offers; its KV is layer `layers`
   std::vector<TokenId> eos;
+  // KV entries of a block on a node that has every layer: the drafting block's is the last.
+  uint32_t kv_layers() const { return layers + (mtp_steps > 0 ? 1 : 0); }
   base::Hash128 model_digest;       // same model
   base::Hash128 layout_digest;      // same KV rows: dtype, layout, span and segment sizes
   base::Hash128 arithmetic_digest;  // same result bits of the fixed probe
@@ -58,6 +63,9 @@ struct Pass {
   std::vector<TokenId> tokens;    // [rows]
   std::vector<Segment> segments;  // cover the rows in order
   std::vector<float> h;           // [rows, hidden], the residual stream
+  // Rows of the n-gram tables that were looked up elsewhere: [tables, rows, dim]. embed() uses and
+  // clears them; empty: it looks them up itself.
+  std::vector<float> ngram;
   // Set by route(), read by dispatch and combine:
   std::vector<float> x;              // [rows, hidden], the normalised input of the MoE and of MLP 0
   std::vector<uint32_t> expert_ids;  // [rows, topk], ascending in each row
@@ -87,6 +95,15 @@ struct Probe {
   }
 };
 
+// Which positions a draft step attends, for LSA models (model.mtp's own indexer). A reusing pass has
+// one row a segment; its segment i continues segment i of the last kFresh draft() on the same Pass
+// (it may have fewer segments) and takes the set of that segment's last row.
+enum class DraftIndex : uint8_t {
+  kFresh,        // the indexer runs: step 1 of a round, and catching up
+  kReuseAppend,  // the set of step 1 and every position after that step's
+  kReuseExact    // that set alone
+};
+
 class Engine {
  public:
   virtual ~Engine() = default;
@@ -112,7 +129,26 @@ class Engine {
   // given: [rows.size(), hidden]
   virtual void head(const Pass& pass, std::span<const uint32_t> rows, std::span<float> logits,
                     std::vector<float>* final_hidden = nullptr) = 0;
+  // out ← RMS(h[rows[i]]; norm), head()'s final_hidden without the logits.  out: [rows.size(),
+  // hidden]
+  virtual void final_norm(const Pass& pass, std::span<const uint32_t> rows,
+                          std::vector<float>& out);
+  // Starts reading from disk what embed() of such a pass will need; returns at once.
+  virtual void prefetch(const Pass& pass) { (void)pass; }
 
+  // The MTP block, one row for each row of the pass. In: pass.tokens[r] is the token after the
+  // row's position, pass.h the target's final hidden row at that position (what feeds lm_head), or
+  // the former draft's. Out: pass.h is the hidden row that drafts the token after that. Writes the
+  // KV rows of the pass's positions in layer shape().layers.  REQUIRES: shape().mtp_steps > 0
+  virtual void draft(Pass& pass, DraftIndex index) { (void)pass, (void)index; }
+  // logits[i] = lm_head · pass.h[rows[i]]: pass.h as draft() left it.
+  virtual void draft_head(const Pass& pass, std::span<const uint32_t> rows,
+                          std::span<float> logits) {
+    (void)pass, (void)rows, (void)logits;
+  }
+
+  // Null when the engine does not verify its products.
+  virtual const Integrity* integrity() const { return nullptr; }
   virtual void set_probe(Probe* probe) { (void)probe; }
   // Makes the experts' weights resident ahead of use (packing); otherwise it happens on first use.
   virtual void prepare_experts(LayerRange layers, std::span<const uint16_t> experts) {
@@ -125,6 +161,29 @@ bool all_finite(std::span<const float> values);
 
 enum class KvType : uint8_t { kBf16, kF32 };
 
+// What weights become when they are loaded. Router, norms, embeddings, the indexer and kv_b stay as
+// stored (widened) whatever is asked for.
+enum class WeightChoice : uint8_t {
+  kAsStored,  // int8 and int4 as integers, fp8 and f16 widened to f32
+  kF32,       // everything widened: the exact reading of a quantised checkpoint
+  kBf16,
+  kInt8,
+  kInt4  // experts and dense MLPs; projections of attention and lm_head become int8
+};
+enum class NumericsMode : uint8_t {
+  kInvariant,  // docs/NUMERICS.md
+  kFast        // products of many rows by float weights through OpenBLAS: not row-invariant
+};
+
+// Hierarchical indexing (LSA): for queries at positions ≥ `from`, only tokens of the `keep` blocks
+// of 64 tokens with the highest coarse score, and of the blocks that hold forced positions, are
+// scored one by one. Equal to the flat choice whenever no block is left out.
+struct HierarchicalIndex {
+  bool on = false;
+  uint32_t keep = 128;
+  uint32_t from = 32768;
+};
+
 class Checkpoint;
 struct EngineOptions {
   LayerRange layers;      // to load; {0, 0}: all
@@ -132,6 +191,12 @@ struct EngineOptions {
   bool head = true;       // the node has the last layer
   KvType kv = KvType::kBf16;
   uint32_t span = 4096;  // attention span of the arithmetic (NUMERICS.md); smaller in tests
+  WeightChoice weights = WeightChoice::kAsStored;
+  NumericsMode mode = NumericsMode::kInvariant;
+  HierarchicalIndex hierarchical;
+  uint32_t threads = 1;                  // compute threads; never changes a result
+  bool verify_products = true;           // row checksums (integrity.h)
+  bool mtp = false;                      // load the drafting block
   std::function<void(double)> progress;  // 0..1 during construction
 };
 // The shape and digests without the weights: for a node that compares and routes but does not

@@ -14,6 +14,7 @@
 #include <limits>
 
 #include "model/kernels.h"
+#include "model/matrix.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace model::HWY_NAMESPACE {
@@ -375,8 +376,8 @@ HWY_EXPORT(RmsNormRows);
 HWY_EXPORT(AbsorbTileHeads);
 HWY_EXPORT(Target);
 
-void multiply(const Panels& w, const float* x, size_t x_stride, uint32_t rows, float* y,
-              size_t y_stride) {
+void multiply_panels(const Panels& w, const float* x, size_t x_stride, uint32_t rows, float* y,
+                     size_t y_stride) {
   HWY_DYNAMIC_DISPATCH(Multiply)(w, x, x_stride, rows, y, y_stride);
 }
 void exp_in_place(std::span<float> x) { HWY_DYNAMIC_DISPATCH(ExpInPlace)(x); }
@@ -417,33 +418,15 @@ AlignedBuffer& AlignedBuffer::operator=(AlignedBuffer&& other) noexcept {
 }
 AlignedBuffer::~AlignedBuffer() { std::free(memory_); }
 
-PackedMatrix::PackedMatrix(uint32_t outputs, uint32_t inputs, bool bf16)
-    : buffer_(static_cast<size_t>(round_up_panel(outputs)) * inputs * (bf16 ? 2 : 4)),
-      outputs_(outputs),
-      inputs_(inputs),
-      bf16_(bf16) {}
-
-void PackedMatrix::set_row(uint32_t output, const float* w) {
-  CHECK(output < outputs_, "row {} of {}", output, outputs_);
-  const size_t base = static_cast<size_t>(output / kPanel) * inputs_ * kPanel + output % kPanel;
-  for (size_t k = 0; k < inputs_; ++k) {
-    if (bf16_) {
-      buffer_.as<uint16_t>()[base + k * kPanel] =
-          static_cast<uint16_t>(std::bit_cast<uint32_t>(w[k]) >> 16);
-    } else {
-      buffer_.as<float>()[base + k * kPanel] = w[k];
-    }
-  }
-}
-
 ProbedOps local_ops() {
   ProbedOps ops;
   ops.project = [](std::span<const float> x, std::span<const float> w, std::span<float> y) {
     const auto inputs = static_cast<uint32_t>(x.size());
-    PackedMatrix packed(static_cast<uint32_t>(y.size()), inputs, /*bf16=*/false);
-    for (uint32_t j = 0; j < y.size(); ++j)
-      packed.set_row(j, w.data() + static_cast<size_t>(j) * inputs);
-    multiply(packed.panels(), x.data(), x.size(), 1, y.data(), y.size());
+    const auto outputs = static_cast<uint32_t>(y.size());
+    PackedMatrix packed(outputs, inputs, WeightFormat::kF32);
+    packed.set_rows(0, outputs, w.data());
+    const Panels panels{packed.data(), outputs, inputs, /*bf16=*/false};
+    multiply_panels(panels, x.data(), x.size(), 1, y.data(), y.size());
   };
   ops.rms_norm = [](std::span<const float> x, const float* w, float eps, float* y) {
     NormRows shape{.rows = 1,

@@ -39,34 +39,18 @@ class AlignedBuffer {
   size_t bytes_ = 0;
 };
 
-// A matrix W [outputs, inputs] laid out for multiply(): panels of 16 outputs; in a panel, for
-// ascending input k, the 16 weights w[k] side by side. The last panel is filled up with zeros.
+// A matrix W [outputs, inputs] laid out for multiply_panels(): panels of 16 outputs; in a panel,
+// for ascending input k, the 16 weights w[k] side by side. The last panel is filled up with zeros.
 struct Panels {
   const void* data = nullptr;
   uint32_t outputs = 0, inputs = 0;
   bool bf16 = false;  // else f32
 };
 
-class PackedMatrix {
- public:
-  PackedMatrix() = default;
-  PackedMatrix(uint32_t outputs, uint32_t inputs, bool bf16);
-  // Writes row `output` of W.  w: [inputs], widened to f32; must be exact in bf16 if packed so.
-  void set_row(uint32_t output, const float* w);
-  Panels panels() const { return {buffer_.as<void>(), outputs_, inputs_, bf16_}; }
-  bool empty() const { return outputs_ == 0; }
-  size_t bytes() const { return buffer_.bytes(); }
-
- private:
-  AlignedBuffer buffer_;
-  uint32_t outputs_ = 0, inputs_ = 0;
-  bool bf16_ = false;
-};
-
 // y[r][j] = dot(x[r], w[j]).  x: rows of `x_stride` floats; y: rows of `y_stride` floats, outputs
 // written
-void multiply(const Panels& w, const float* x, size_t x_stride, uint32_t rows, float* y,
-              size_t y_stride);
+void multiply_panels(const Panels& w, const float* x, size_t x_stride, uint32_t rows, float* y,
+                     size_t y_stride);
 
 // y[r] = RMS(x[r]; w, eps) · scale (one more rounding when scale is not 1).  x, y: [rows, n] with
 // strides; y may be x

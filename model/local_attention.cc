@@ -64,7 +64,7 @@ void LocalEngine::project_queries(uint32_t layer, uint32_t j, const Pass& pass, 
                  .scale = 1},
                 pass.h.data(), w.input_norm.data(), s.x.data());
   s.q_lora.resize(static_cast<size_t>(s.rows) * c.q_lora);
-  multiply(w.q_a.panels(), s.x.data(), c.hidden, s.rows, s.q_lora.data(), c.q_lora);
+  multiply(compute_, {&w.q_a, s.x.data(), c.hidden, s.rows, s.q_lora.data(), c.q_lora});
   rms_norm_rows({.rows = s.rows,
                  .n = c.q_lora,
                  .x_stride = c.q_lora,
@@ -73,8 +73,8 @@ void LocalEngine::project_queries(uint32_t layer, uint32_t j, const Pass& pass, 
                  .scale = 1},
                 s.q_lora.data(), w.q_a_norm.data(), s.q_lora.data());
   s.q_heads.resize(static_cast<size_t>(s.rows) * c.heads * head_width);
-  multiply(w.q_b.panels(), s.q_lora.data(), c.q_lora, s.rows, s.q_heads.data(),
-           c.heads * head_width);
+  multiply(compute_,
+           {&w.q_b, s.q_lora.data(), c.q_lora, s.rows, s.q_heads.data(), c.heads * head_width});
   if (c.scale_q_lora) {
     const auto scale = static_cast<float>(std::sqrt(static_cast<double>(c.hidden) / c.q_lora));
     for (float& q : s.q_heads) q = q * scale;
@@ -89,10 +89,11 @@ void LocalEngine::project_queries(uint32_t layer, uint32_t j, const Pass& pass, 
   }
   s.q_latent.resize(static_cast<size_t>(s.rows) * c.heads * latent);
   for (uint32_t head = 0; head < c.heads; ++head) {
-    multiply(w.absorb_k[head].panels(), s.q_heads.data() + static_cast<size_t>(head) * head_width,
-             static_cast<size_t>(c.heads) * head_width, s.rows,
-             s.q_latent.data() + static_cast<size_t>(head) * latent,
-             static_cast<size_t>(c.heads) * latent);
+    multiply(compute_,
+             {&w.absorb_k[head], s.q_heads.data() + static_cast<size_t>(head) * head_width,
+              static_cast<size_t>(c.heads) * head_width, s.rows,
+              s.q_latent.data() + static_cast<size_t>(head) * latent,
+              static_cast<size_t>(c.heads) * latent});
     for (uint32_t row = 0; row < s.rows; ++row) {
       const size_t at = static_cast<size_t>(row) * c.heads + head;
       float* rope = s.q_latent.data() + at * latent + c.kv_lora;
@@ -108,7 +109,7 @@ void LocalEngine::write_kv(uint32_t layer, uint32_t j, const Pass& pass, Scratch
   const AttentionWeights& w = weights(layer).attention[j];
   const uint32_t latent = c.latent();
   s.kv.resize(static_cast<size_t>(s.rows) * latent);
-  multiply(w.kv_a.panels(), s.x.data(), c.hidden, s.rows, s.kv.data(), latent);
+  multiply(compute_, {&w.kv_a, s.x.data(), c.hidden, s.rows, s.kv.data(), latent});
   const float scale = c.scale_kv_lora
                           ? static_cast<float>(std::sqrt(static_cast<double>(c.hidden) / c.kv_lora))
                           : 1.0f;
@@ -136,7 +137,7 @@ void LocalEngine::write_index_keys(uint32_t layer, const Pass& pass, Scratch& s)
   const IndexerConfig& index = *c.indexer;
   const IndexerWeights& w = weights(layer).indexer;
   std::vector<float> keys(static_cast<size_t>(s.rows) * index.head_dim);
-  multiply(w.wk.panels(), s.x.data(), c.hidden, s.rows, keys.data(), index.head_dim);
+  multiply(compute_, {&w.wk, s.x.data(), c.hidden, s.rows, keys.data(), index.head_dim});
   rms_norm_rows({.rows = s.rows,
                  .n = index.head_dim,
                  .x_stride = index.head_dim,
@@ -146,10 +147,11 @@ void LocalEngine::write_index_keys(uint32_t layer, const Pass& pass, Scratch& s)
                 keys.data(), w.k_norm.data(), keys.data());
   const auto rotate = index.rope_interleave ? rotate_pairs : rotate_halves;
   s.index_q.resize(static_cast<size_t>(s.rows) * index.heads * index.head_dim);
-  multiply(w.wq_b.panels(), s.q_lora.data(), c.q_lora, s.rows, s.index_q.data(),
-           index.heads * index.head_dim);
+  multiply(compute_, {&w.wq_b, s.q_lora.data(), c.q_lora, s.rows, s.index_q.data(),
+                      index.heads * index.head_dim});
   s.index_w.resize(static_cast<size_t>(s.rows) * index.heads);
-  multiply(w.weights_proj.panels(), s.x.data(), c.hidden, s.rows, s.index_w.data(), index.heads);
+  multiply(compute_,
+           {&w.weights_proj, s.x.data(), c.hidden, s.rows, s.index_w.data(), index.heads});
   const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(index.heads)) /
                                         std::sqrt(static_cast<double>(index.head_dim)));
   for (float& value : s.index_w) value = value * scale;
@@ -192,9 +194,9 @@ void LocalEngine::choose_positions(uint32_t layer, const Pass& pass, Scratch& s)
       pack_positions(keys.data(), index.head_dim, n, index.head_dim, panels.data());
       for (uint32_t p = std::max(from, begin); p < end; ++p) {
         const size_t row = segment.row + (p - segment.position);
-        multiply({panels.data(), n, index.head_dim, false},
-                 s.index_q.data() + row * index.heads * index.head_dim, index.head_dim, index.heads,
-                 s.scores.data(), kTile);
+        multiply_panels({panels.data(), n, index.head_dim, false},
+                        s.index_q.data() + row * index.heads * index.head_dim, index.head_dim,
+                        index.heads, s.scores.data(), kTile);
         const uint32_t seen = std::min(n, p + 1 - begin);
         for (uint32_t head = 0; head < index.heads; ++head) {
           float* dots = s.scores.data() + static_cast<size_t>(head) * kTile;
@@ -248,9 +250,9 @@ void LocalEngine::attend_dense(const Segment& segment, uint32_t layer, uint32_t 
       const uint32_t at = segment.position + first;
       const uint32_t skip = begin > at ? begin - at : 0;
       const uint32_t rows = (count - skip) * c.heads;
-      multiply({s.keys.as<void>(), n, latent, false},
-               s.q_latent.data() + (query_row + skip * c.heads) * latent, latent, rows,
-               s.scores.data(), kTile);
+      multiply_panels({s.keys.as<void>(), n, latent, false},
+                      s.q_latent.data() + (query_row + skip * c.heads) * latent, latent, rows,
+                      s.scores.data(), kTile);
       for (uint32_t q = skip; q < count; ++q) {
         float* scores = s.scores.data() + static_cast<size_t>(q - skip) * c.heads * kTile;
         for (size_t i = 0; i < static_cast<size_t>(c.heads) * kTile; ++i)
@@ -284,9 +286,9 @@ void LocalEngine::attend_sparse(const Segment& segment, uint32_t layer, uint32_t
       const auto n = static_cast<uint32_t>(std::min<size_t>(kTile, to - begin));
       read_latents(segment, layer, j, chosen.subspan(begin, n), s.latents.data());
       pack_positions(s.latents.data(), tile_stride(), n, latent, s.keys.as<float>());
-      multiply({s.keys.as<void>(), n, latent, false},
-               s.q_latent.data() + static_cast<size_t>(row) * c.heads * latent, latent, c.heads,
-               s.scores.data(), kTile);
+      multiply_panels({s.keys.as<void>(), n, latent, false},
+                      s.q_latent.data() + static_cast<size_t>(row) * c.heads * latent, latent,
+                      c.heads, s.scores.data(), kTile);
       for (size_t i = 0; i < static_cast<size_t>(c.heads) * kTile; ++i)
         s.scores[i] = s.scores[i] * sigma;
       const TileShape shape{.heads = c.heads,
@@ -319,10 +321,10 @@ void LocalEngine::finish_rows(uint32_t layer, uint32_t j, uint32_t first, uint32
   }
   const size_t out_width = static_cast<size_t>(c.heads) * c.v_dim;
   for (uint32_t head = 0; head < c.heads; ++head) {
-    multiply(w.absorb_v[head].panels(), s.out_latent.data() + static_cast<size_t>(head) * c.kv_lora,
-             width, count,
-             s.out_heads.data() + first * out_width + static_cast<size_t>(head) * c.v_dim,
-             out_width);
+    multiply(compute_,
+             {&w.absorb_v[head], s.out_latent.data() + static_cast<size_t>(head) * c.kv_lora, width,
+              count, s.out_heads.data() + first * out_width + static_cast<size_t>(head) * c.v_dim,
+              out_width});
   }
 }
 
@@ -360,8 +362,8 @@ void LocalEngine::attend(uint32_t layer, uint32_t j, Pass& pass) {
     }
   }
   s.y.resize(pass.h.size());
-  multiply(weights(layer).attention[j].o.panels(), s.out_heads.data(),
-           static_cast<size_t>(c.heads) * c.v_dim, s.rows, s.y.data(), c.hidden);
+  multiply(compute_, {&weights(layer).attention[j].o, s.out_heads.data(),
+                      static_cast<size_t>(c.heads) * c.v_dim, s.rows, s.y.data(), c.hidden});
   for (size_t i = 0; i < pass.h.size(); ++i) pass.h[i] = pass.h[i] + s.y[i];
 }
 

@@ -10,23 +10,23 @@
 
 namespace model {
 
-bool WeightReader::is_bf16(const std::string& name) const {
+WeightFormat WeightReader::format_of(const std::string& name) const {
   const Tensor* tensor = checkpoint_.find(name);
   CHECK(tensor != nullptr, "{} was promised by Checkpoint::open", name);
-  return tensor->dtype == Dtype::kBf16;
+  return tensor->dtype == Dtype::kBf16 ? WeightFormat::kBf16 : WeightFormat::kF32;
 }
 
 PackedMatrix WeightReader::matrix_rows(const std::string& name, uint32_t row_begin,
                                        uint32_t outputs, uint32_t inputs) const {
-  PackedMatrix packed(outputs, inputs, is_bf16(name));
+  PackedMatrix packed(outputs, inputs, format_of(name));
   std::vector<float> rows(static_cast<size_t>(kPanel) * inputs);
   for (uint32_t at = 0; at < outputs; at += kPanel) {
     const uint32_t count = std::min(kPanel, outputs - at);
     const base::Status read = read_rows(checkpoint_, name, row_begin + at, count, rows.data());
     CHECK(read.has_value(), "{}: {}", name, read.error().what);
-    for (uint32_t i = 0; i < count; ++i)
-      packed.set_row(at + i, rows.data() + static_cast<size_t>(i) * inputs);
+    packed.set_rows(at, count, rows.data());
   }
+  packed.seal();
   return packed;
 }
 
@@ -40,12 +40,13 @@ PackedMatrix WeightReader::transposed_rows(const std::string& name, uint32_t row
   std::vector<float> w(static_cast<size_t>(rows) * columns);
   const base::Status read = read_rows(checkpoint_, name, row_begin, rows, w.data());
   CHECK(read.has_value(), "{}: {}", name, read.error().what);
-  PackedMatrix packed(columns, rows, is_bf16(name));
+  PackedMatrix packed(columns, rows, format_of(name));
   std::vector<float> column(rows);
   for (uint32_t j = 0; j < columns; ++j) {
     for (uint32_t k = 0; k < rows; ++k) column[k] = w[static_cast<size_t>(k) * columns + j];
-    packed.set_row(j, column.data());
+    packed.set_rows(j, 1, column.data());
   }
+  packed.seal();
   return packed;
 }
 
@@ -74,6 +75,9 @@ LocalEngine::LocalEngine(const Checkpoint& checkpoint, const EngineOptions& opti
       range_(options.layers.count() > 0 ? options.layers
                                         : LayerRange{0, checkpoint.config().layers}),
       shape_(std::move(shape)),
+      pool_(options.threads),
+      integrity_(options.verify_products),
+      compute_{pool_, integrity_, options.mode},
       rope_(checkpoint.config()),
       layers_(range_.count()) {
   const WeightReader read(checkpoint);
@@ -176,7 +180,8 @@ void LocalEngine::embed(Pass& pass) {
         const std::string& name = ngram_tables_[t];
         CHECK(read_rows(checkpoint_, name, ids[t], 1, entry.data()).has_value(), "{} row {}", name,
               ids[t]);
-        multiply(ngram_projections_[t].panels(), entry.data(), dim, 1, projected.data(), c.hidden);
+        multiply(compute_,
+                 {&ngram_projections_[t], entry.data(), dim, 1, projected.data(), c.hidden});
         for (uint32_t k = 0; k < c.hidden; ++k) h[k] = h[k] + projected[k];
       }
       for (uint32_t k = 0; k < c.hidden; ++k) h[k] = h[k] / static_cast<float>(1 + tables);
@@ -188,13 +193,13 @@ void LocalEngine::embed(Pass& pass) {
 
 void LocalEngine::run_mlp(const MlpWeights& mlp, const float* x, uint32_t rows, float* y,
                           std::vector<float>& gate, std::vector<float>& up) const {
-  const uint32_t ffn = mlp.gate.panels().outputs;
+  const uint32_t ffn = mlp.gate.outputs();
   gate.resize(static_cast<size_t>(rows) * ffn);
   up.resize(gate.size());
-  multiply(mlp.gate.panels(), x, config_.hidden, rows, gate.data(), ffn);
-  multiply(mlp.up.panels(), x, config_.hidden, rows, up.data(), ffn);
+  multiply(compute_, {&mlp.gate, x, config_.hidden, rows, gate.data(), ffn});
+  multiply(compute_, {&mlp.up, x, config_.hidden, rows, up.data(), ffn});
   silu_multiply(gate, up, gate.data());
-  multiply(mlp.down.panels(), gate.data(), ffn, rows, y, config_.hidden);
+  multiply(compute_, {&mlp.down, gate.data(), ffn, rows, y, config_.hidden});
 }
 
 void LocalEngine::route(uint32_t layer, Pass& pass) {
@@ -211,7 +216,7 @@ void LocalEngine::route(uint32_t layer, Pass& pass) {
                  .scale = 1},
                 pass.h.data(), w.post_norm[0].data(), pass.x.data());
   s.logits.resize(static_cast<size_t>(s.rows) * choices);
-  multiply(w.router.panels(), pass.x.data(), c.hidden, s.rows, s.logits.data(), choices);
+  multiply(compute_, {&w.router, pass.x.data(), c.hidden, s.rows, s.logits.data(), choices});
   pass.expert_ids.resize(static_cast<size_t>(s.rows) * c.topk);
   pass.expert_weights.resize(pass.expert_ids.size());
   pass.expert_out.resize(pass.expert_ids.size() * c.hidden);
@@ -327,7 +332,7 @@ void LocalEngine::head(const Pass& pass, std::span<const uint32_t> rows, std::sp
                   pass.h.data() + static_cast<size_t>(rows[i]) * c.hidden, final_norm_.data(),
                   normed.data() + static_cast<size_t>(i) * c.hidden);
   }
-  multiply(lm_head_.panels(), normed.data(), c.hidden, count, logits.data(), c.vocab);
+  multiply(compute_, {&lm_head_, normed.data(), c.hidden, count, logits.data(), c.vocab});
   if (final_hidden != nullptr) *final_hidden = std::move(normed);
 }
 

@@ -11,6 +11,7 @@
 #include "model/checkpoint.h"
 #include "model/engine.h"
 #include "model/kernels.h"
+#include "model/multiply.h"
 #include "model/numerics.h"
 
 namespace model {
@@ -70,7 +71,7 @@ class WeightReader {
   MlpWeights mlp(const std::string& prefix, uint32_t hidden, uint32_t ffn) const;
 
  private:
-  bool is_bf16(const std::string& name) const;
+  WeightFormat format_of(const std::string& name) const;
   const Checkpoint& checkpoint_;
 };
 
@@ -88,6 +89,7 @@ class LocalEngine final : public Engine {
   void combine(uint32_t layer, Pass& pass) override;
   void head(const Pass& pass, std::span<const uint32_t> rows, std::span<float> logits,
             std::vector<float>* final_hidden) override;
+  const Integrity* integrity() const override { return &integrity_; }
   void set_probe(Probe* probe) override { probe_ = probe; }
   void prepare_experts(LayerRange layers, std::span<const uint16_t> experts) override;
 
@@ -130,6 +132,9 @@ class LocalEngine final : public Engine {
   const uint32_t span_;
   const LayerRange range_;
   const Shape shape_;
+  mutable ThreadPool pool_;
+  mutable Integrity integrity_;
+  const Compute compute_;
   const Rope rope_;
   std::vector<LayerWeights> layers_;
   std::vector<std::string> ngram_tables_;  // names, so that a look-up builds none

@@ -7,6 +7,7 @@
 #include "base/rng.h"
 #include "model/checkpoint.h"
 #include "model/kernels.h"
+#include "model/multiply.h"
 #include "tests/model/pass_runner.h"
 
 namespace model {
@@ -113,6 +114,9 @@ INSTANTIATE_TEST_SUITE_P(Checkpoints, LocalEngineTest,
 // Kernels at sizes no checkpoint here has.
 TEST(Kernels, MultiplyHasTheBitsOfDotAtEverySizeAndRowCount) {
   base::Rng rng(3);
+  ThreadPool threads(1);
+  Integrity integrity;
+  const Compute compute{threads, integrity};
   for (uint32_t inputs : {1u, 15u, 256u, 257u, 512u, 700u, 1024u, 1800u}) {
     for (uint32_t outputs : {1u, 16u, 17u, 50u, 96u}) {
       for (bool bf16 : {false, true}) {
@@ -120,13 +124,13 @@ TEST(Kernels, MultiplyHasTheBitsOfDotAtEverySizeAndRowCount) {
             x(static_cast<size_t>(inputs) * 13);
         for (float& v : w) v = from_bf16(to_bf16(static_cast<float>(rng.uniform()) - 0.5f));
         for (float& v : x) v = static_cast<float>(rng.uniform()) - 0.5f;
-        PackedMatrix packed(outputs, inputs, bf16);
-        for (uint32_t j = 0; j < outputs; ++j)
-          packed.set_row(j, w.data() + static_cast<size_t>(j) * inputs);
+        PackedMatrix packed(outputs, inputs, bf16 ? WeightFormat::kBf16 : WeightFormat::kF32);
+        packed.set_rows(0, outputs, w.data());
+        packed.seal();
         std::vector<float> y(static_cast<size_t>(outputs) * 13);
         for (uint32_t rows = 1; rows <= 13; ++rows) {
           std::fill(y.begin(), y.end(), -1.0f);
-          multiply(packed.panels(), x.data(), inputs, rows, y.data(), outputs);
+          multiply(compute, {&packed, x.data(), inputs, rows, y.data(), outputs});
           for (uint32_t r = 0; r < rows; ++r) {
             for (uint32_t j = 0; j < outputs; ++j) {
               const float want = dot(std::span(x).subspan(static_cast<size_t>(r) * inputs, inputs),
