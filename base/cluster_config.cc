@@ -1,5 +1,6 @@
 #include "base/cluster_config.h"
 
+#include <algorithm>
 #include <charconv>
 #include <limits>
 
@@ -11,6 +12,14 @@ namespace {
 constexpr uint64_t kMiB = 1u << 20;
 constexpr uint64_t kTiB = uint64_t{1} << 40;
 constexpr uint32_t kAny = std::numeric_limits<uint32_t>::max();
+
+struct NamedFault {
+  std::string_view name;
+  FaultPoint point;
+};
+constexpr NamedFault kFaultPoints[] = {{"weight", FaultPoint::kWeightBit},
+                                       {"product", FaultPoint::kProductBit},
+                                       {"hidden_nan", FaultPoint::kHiddenNan}};
 
 // Reads one ClusterConfig from one file. Each field is described in exactly one line of fields().
 class ClusterFile {
@@ -31,6 +40,7 @@ class ClusterFile {
   void check_offered();
   void check_together();
   void check_address(const char* key, const std::string& value, uint16_t least_port);
+  void read_faults();
 
   template <class T>
   void only(const char* section, const char* key, const T& value, const T& offered,
@@ -86,7 +96,12 @@ void ClusterFile::cluster_and_nodes() {
   Section kvstore = reader_.section("kvstore");
   kvstore.integer("nodes", &c_.kvstore_nodes, {0, 1, "kvstore processes; 0: no prefix cache"});
   kvstore.bytes("ram", &c_.kvstore_ram_bytes, {kMiB, kTiB, "RAM tier, per process"});
-  kvstore.text("disk", &c_.kvstore_disk, "folder of the disk tier; empty: none");
+  kvstore.choice("policy", &c_.kvstore_policy,
+                 {{"lru", "lfu", "cost_aware"}, "which blocks leave when room is needed"});
+  kvstore.text("disk", &c_.kvstore_disk,
+               "folder of the disk tier, relative to the working directory; empty: none");
+  kvstore.bytes("disk_bytes", &c_.kvstore_disk_bytes,
+                {16 * kMiB, 256 * kTiB, "disk tier, per process, garbage included"});
 }
 
 void ClusterFile::process() {
@@ -96,6 +111,15 @@ void ClusterFile::process() {
   numerics.choice("weights", &c_.numerics_weights,
                   {{"as_stored", "bf16", "int8", "int4"}, "type of weights"});
   numerics.integer("threads", &c_.threads, {1, 256, "compute threads per process"});
+  numerics.boolean("hierarchical_index", &c_.hierarchical_index,
+                   "sparse attention recalls blocks of tokens before it scores tokens");
+  numerics.boolean("verify_products", &c_.verify_products,
+                   "row checksums catch bit flips in memory and arithmetic");
+
+  Section faults = reader_.section("faults");
+  faults.text("inject", &c_.faults_text,
+              "for tests: node:point:passes, … with point weight, product or hidden_nan");
+  read_faults();
 
   Section transport = reader_.section("transport");
   transport.text("bind", &c_.bind, "address nodes listen on; the system chooses the port");
@@ -130,6 +154,37 @@ void ClusterFile::process() {
              {{"debug", "info", "warn", "error"}, "the least that is told"});
 }
 
+// "decode-1:weight:40, prefill-0:hidden_nan:3"
+void ClusterFile::read_faults() {
+  std::string_view rest = c_.faults_text;
+  while (!rest.empty()) {
+    const std::string_view item = rest.substr(0, rest.find(','));
+    rest.remove_prefix(std::min(rest.size(), item.size() + 1));
+    const size_t from = item.find_first_not_of(' ');
+    const size_t first = item.find(':'), second = item.find(':', first + 1);
+    NodeFault fault;
+    bool good = from != item.npos && first != item.npos && second != item.npos && from < first;
+    if (good) {
+      fault.node = item.substr(from, first - from);
+      const std::string_view point = item.substr(first + 1, second - first - 1);
+      const auto named = std::ranges::find(kFaultPoints, point, &NamedFault::name);
+      good = named != std::end(kFaultPoints);
+      if (good) fault.point = named->point;
+      const char* const end = item.data() + item.find_last_not_of(' ') + 1;
+      const auto [parsed, problem] = std::from_chars(item.data() + second + 1, end, fault.after);
+      good = good && problem == std::errc() && parsed == end;
+    }
+    if (!good) {
+      reader_.complain("faults", "inject",
+                       fmt::format("\"{}\" is no fault; expected node:point:passes, such as "
+                                   "decode-1:weight:40, with point weight, product or hidden_nan",
+                                   item));
+      return;
+    }
+    c_.faults.push_back(std::move(fault));
+  }
+}
+
 void ClusterFile::check_offered() {
   only("prefill", "sequence_parallel", c_.sequence_parallel, 1u,
        "a stage is one process in this version");
@@ -140,11 +195,6 @@ void ClusterFile::check_offered() {
   only("decode", "mtp_steps", c_.mtp_steps, 0u, "this version does not speculate");
   only("decode", "steps_per_schedule", c_.steps_per_schedule, 1u,
        "every step is scheduled in this version");
-  only("kvstore", "disk", c_.kvstore_disk, std::string(), "this version has no disk tier");
-  only("numerics", "mode", c_.numerics_mode, std::string("invariant"),
-       "this version has no other kernels");
-  only("numerics", "weights", c_.numerics_weights, std::string("as_stored"),
-       "this version does not convert weights");
   if (c_.chunk_tokens == 0) {
     reader_.complain("prefill", "chunk_tokens",
                      "0 (dynamic) is not offered; a fixed number of tokens is");

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/fault_point.h"
 #include "base/result.h"
 
 namespace base {
@@ -35,12 +36,16 @@ struct ClusterConfig {
   // [kvstore]
   uint32_t kvstore_nodes = 1;  // 0 or 1
   uint64_t kvstore_ram_bytes = 256u << 20;
-  std::string kvstore_disk;  // only "" is offered
+  std::string kvstore_policy = "lru";  // or lfu, cost_aware
+  std::string kvstore_disk;            // folder; empty: no disk tier
+  uint64_t kvstore_disk_bytes = uint64_t{16} << 30;
   // [numerics]
-  std::string numerics_mode = "invariant";  // only invariant is offered
-  std::string numerics_kv = "bf16";         // or f32
-  std::string numerics_weights = "as_stored";
-  uint32_t threads = 1;  // compute threads per process
+  std::string numerics_mode = "invariant";     // or fast
+  std::string numerics_kv = "bf16";            // or f32
+  std::string numerics_weights = "as_stored";  // or bf16, int8, int4
+  uint32_t threads = 1;                        // compute threads per process
+  bool hierarchical_index = false;             // of sparse attention, for very long contexts
+  bool verify_products = true;                 // row checksums
   // [transport]
   std::string bind = "127.0.0.1";  // address nodes listen on; port chosen by the system
   std::string same_host = "tcp";   // or "ipc": nodes of one host talk over ipc
@@ -55,6 +60,9 @@ struct ClusterConfig {
   uint32_t max_context = 0;  // 0 = the model's
   // [placement]
   std::string placement = "kv_aware";  // or least_loaded, round_robin, random
+  // [faults]
+  std::string faults_text;        // inject = "decode-1:weight:40": node, point, passes before it
+  std::vector<NodeFault> faults;  // the same, read
   // [log]
   std::string log_format = "text";  // or json
   std::string log_level = "info";

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/rng.h"
+#include "model/kernels_attention.h"
 #include "model/multiply.h"
 
 namespace {
@@ -112,24 +113,71 @@ void openblas_sgemv(State& state) {
   set_product_rates(state, 1, 4);
 }
 
-// One tile of 128 positions, the latent of 512 that LongCat uses.
-void absorb_tile(State& state) {
-  const auto heads = static_cast<uint32_t>(state.range(0));
-  constexpr uint32_t kTile = 128, kLatent = 512;
-  const model::TileShape shape{
-      .heads = heads, .n = kTile, .width = kLatent, .score_stride = kTile, .stride = kLatent};
-  const std::vector<float> latents = values(size_t{kTile} * kLatent, 3);
-  const std::vector<float> fresh = values(size_t{heads} * kTile, 4);
-  std::vector<float> scores(fresh.size());
-  std::vector<model::Partial> partials(heads);
-  for (model::Partial& partial : partials) partial.o.assign(kLatent, 0.0f);
+// A tile of 128 cached positions in bf16 against one group of rows: widen, score, softmax, weigh.
+// Arguments: rows, kv_lora (the rope key has 64 values more).
+void attention_tile(State& state) {
+  const auto rows = static_cast<uint32_t>(state.range(0));
+  const auto width = static_cast<uint32_t>(state.range(1));
+  const uint32_t latent = width + 64, lanes = model::lanes_for(rows);
+  const std::vector<float> cached = values(size_t{model::kTile} * latent, 3);
+  std::vector<uint16_t> bits(cached.size());
+  std::transform(cached.begin(), cached.end(), bits.begin(), model::to_bf16);
+  std::vector<const std::byte*> at(model::kTile);
+  for (size_t s = 0; s < at.size(); ++s)
+    at[s] = reinterpret_cast<const std::byte*>(bits.data() + s * latent);
+  const model::CachedRows tile_rows{at.data(), model::kTile, latent, /*bf16=*/true};
+  model::AlignedBuffer tile(model::tile_floats(latent) * sizeof(float));
+  model::AlignedBuffer queries(size_t{latent} * lanes * sizeof(float));
+  model::AlignedBuffer scores(model::kTileRows * lanes * sizeof(float));
+  model::AlignedBuffer out(size_t{rows} * width * sizeof(float));
+  const std::vector<float> q = values(size_t{latent} * lanes, 4);
+  std::copy(q.begin(), q.end(), queries.as<float>());
+  model::GroupState group;
+  group.reset();
   for (auto _ : state) {
-    std::copy(fresh.begin(), fresh.end(), scores.begin());
-    model::absorb_tile_heads(shape, scores.data(), latents.data(), partials.data());
+    model::widen_tile(tile_rows, tile.as<float>());
+    model::score_tile(tile.as<float>(), model::kTile, latent, queries.as<float>(), lanes, {},
+                      scores.as<float>());
+    model::softmax_tile(scores.as<float>(), model::kTile, lanes, nullptr, 0.01f, group);
+    model::weigh_tile({.first = 0,
+                       .count = rows,
+                       .n = model::kTile,
+                       .lanes = lanes,
+                       .width = width,
+                       .o_stride = width},
+                      tile.as<float>(), scores.as<float>(), group.alpha, out.as<float>());
     benchmark::ClobberMemory();
   }
-  constexpr double kValues = double{kTile} * kLatent;
-  set_rates(state, 2 * heads * kValues, 4 * kValues);  // of the weighing; the latents once
+  const double kValues = double{model::kTile} * (latent + width);
+  set_rates(state, 2 * rows * kValues, 2.0 * model::kTile * latent);
+}
+
+// 64 index keys against one query: 128 values, as LongCat uses.
+void index_keys(State& state) {
+  const auto heads = static_cast<uint32_t>(state.range(0));
+  constexpr uint32_t kDim = 128;
+  const std::vector<float> keys = values(size_t{model::kKeyPanel} * kDim, 5);
+  std::vector<uint16_t> panel(keys.size());
+  std::transform(keys.begin(), keys.end(), panel.begin(), model::to_bf16);
+  const std::vector<float> q = values(size_t{heads} * kDim, 6), w = values(heads, 7);
+  std::vector<float> out(model::kKeyPanel);
+  for (auto _ : state) {
+    model::score_keys({q.data(), w.data(), heads, kDim}, panel.data(), out.data());
+    benchmark::ClobberMemory();
+  }
+  set_rates(state, 2.0 * heads * kDim * model::kKeyPanel, 2.0 * kDim * model::kKeyPanel);
+}
+
+// The 1008 highest of many scores.
+void select_highest(State& state) {
+  const std::vector<float> scores = values(static_cast<size_t>(state.range(0)), 8);
+  std::vector<uint32_t> out;
+  for (auto _ : state) {
+    out.clear();
+    model::select_highest(scores, 1008, out);
+    benchmark::ClobberMemory();
+  }
+  state.SetItemsProcessed(state.iterations() * state.range(0));
 }
 
 void exp_values(State& state) {
@@ -155,8 +203,12 @@ void register_all() {
     benchmark::RegisterBenchmark("multiply_f32_cold", multiply_cold, false)->Arg(rows);
     benchmark::RegisterBenchmark("multiply_bf16_cold", multiply_cold, true)->Arg(rows);
   }
-  for (int64_t heads : {4, 64})
-    benchmark::RegisterBenchmark("absorb_tile_heads", absorb_tile)->Arg(heads);
+  for (int64_t width : {256, 512})
+    for (int64_t rows : {4, 8, 16})
+      benchmark::RegisterBenchmark("attention_tile", attention_tile)->Args({rows, width});
+  for (int64_t heads : {4, 32}) benchmark::RegisterBenchmark("index_keys", index_keys)->Arg(heads);
+  for (int64_t n : {8192, 131072})
+    benchmark::RegisterBenchmark("select_highest", select_highest)->Arg(n);
   benchmark::RegisterBenchmark("exp", exp_values);
 }
 

@@ -4,6 +4,7 @@
 
 #include "cluster/bench.h"
 #include "cluster/commands.h"
+#include "cluster/model_commands.h"
 #include "cluster/paths.h"
 #include "node/process.h"
 
@@ -29,6 +30,36 @@ void add_bench(CLI::App& app, cluster::BenchOptions& options) {
       ->check(CLI::Range(1, 1000000));
   bench->add_option("--seed", options.seed, "of the random prompts")->capture_default_str();
   bench->add_option("--json", options.json, "also write the result to this file");
+}
+
+void add_convert(CLI::App& app, cluster::ConvertCommand& options) {
+  auto* convert = app.add_subcommand("convert", "Write a checkpoint with int8 or int4 weights");
+  convert->add_option("folder", options.source, "the checkpoint")->required();
+  convert->add_option("out", options.out, "the folder to make")->required();
+  convert->add_option("--weights", options.weights, "int8, or int4 (experts and dense MLPs)")
+      ->required()
+      ->check(CLI::IsMember({"int8", "int4"}));
+  convert->add_option("--group", options.group, "inputs that share an int4 scale")
+      ->capture_default_str()
+      ->check(CLI::IsMember({32, 64, 128}));
+  auto* report = convert->add_flag("--report", options.report,
+                                   "compare the logits with the source's over a text");
+  convert->add_option("--text", options.texts, "text files for the report (default: the model's)")
+      ->needs(report);
+  convert->add_option("--positions", options.positions, "tokens of the report, at most")
+      ->needs(report)
+      ->capture_default_str()
+      ->check(CLI::Range(2, 1000000));
+}
+
+void add_make_checkpoint(CLI::App& app, cluster::MakeCheckpointCommand& options) {
+  auto* make = app.add_subcommand("make-checkpoint", "Write random weights for a config.json");
+  make->add_option("config", options.config, "the config.json")->required();
+  make->add_option("out", options.out, "the folder to make")->required();
+  make->add_option("--seed", options.seed, "of the weights")->capture_default_str();
+  make->add_option("--dtype", options.dtype, "bf16 or f32")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"bf16", "f32"}));
 }
 
 }  // namespace
@@ -71,6 +102,13 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::IsMember({"local", "reference"}));
   add_bench(app, bench);
+  cluster::ConvertCommand convert;
+  add_convert(app, convert);
+  cluster::MakeCheckpointCommand make;
+  add_make_checkpoint(app, make);
+  auto* digests =
+      app.add_subcommand("digests", "Write the digests of a checkpoint's tensors beside it");
+  digests->add_option("folder", folder, "the checkpoint")->required();
   app.get_subcommand("bench")
       ->add_option("--config", config, "the cluster file")
       ->capture_default_str();
@@ -86,5 +124,8 @@ int main(int argc, char** argv) {
   if (status->parsed()) return cluster::status(config, json);
   if (chat->parsed()) return cluster::chat(config, prompt, max_tokens);
   if (verify->parsed()) return cluster::verify(folder, engine);
+  if (digests->parsed()) return cluster::write_digests(folder);
+  if (app.got_subcommand("convert")) return cluster::convert(convert);
+  if (app.got_subcommand("make-checkpoint")) return cluster::make_checkpoint(make);
   return cluster::bench(config, bench);
 }

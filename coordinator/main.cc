@@ -32,8 +32,7 @@ std::string served_name(const base::ClusterConfig& config) {
 
 base::Result<ModelFiles> open_model(const base::ClusterConfig& config) {
   const model::Checkpoint checkpoint = TRY(model::Checkpoint::open(config.model));
-  const auto kv = config.numerics_kv == "f32" ? model::KvType::kF32 : model::KvType::kBf16;
-  model::Shape shape = TRY(model::shape_of(checkpoint, kv));
+  model::Shape shape = TRY(model::shape_of(checkpoint, model::engine_options(config)));
   model::Tokenizer tokenizer = TRY(model::Tokenizer::load(config.model));
   model::ChatFormat format = TRY(model::ChatFormat::load(config.model, tokenizer));
   ApiModel api;
@@ -46,7 +45,8 @@ base::Result<ModelFiles> open_model(const base::ClusterConfig& config) {
       config.max_context == 0 ? shape.max_context : std::min(config.max_context, shape.max_context);
   api.eos = shape.eos;
   api.thinking = format.supports_thinking();
-  api.fingerprint = "serval-" + shape.arithmetic_digest.hex().substr(0, 12);
+  const std::string bits = shape.arithmetic_digest.hex() + shape.layout_digest.hex();
+  api.fingerprint = "serval-" + base::hash128(bits).hex().substr(0, 12);
   size_t longest = 1;
   for (TokenId id = 0; id < tokenizer.size(); ++id) {
     longest = std::max(longest, tokenizer.bytes(id).size());

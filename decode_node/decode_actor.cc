@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "model/integrity.h"
 #include "node/process.h"
 
 namespace decode {
@@ -123,6 +124,7 @@ void DecodeActor::fill(proto::Heartbeat& beat) {
     beat.counters.emplace_back(name, value);
   };
   const Counters& c = counters_;
+  if (config_.read_bytes) count(node::kReadBytes, static_cast<double>(config_.read_bytes()));
   count("decode_steps_total", static_cast<double>(c.steps));
   count("decode_batch_rows_total", static_cast<double>(c.batch_rows));
   count("decode_tokens_total", static_cast<double>(c.tokens));
@@ -135,6 +137,12 @@ void DecodeActor::fill(proto::Heartbeat& beat) {
   count("transport_corrupt_total", static_cast<double>(c.corrupt));
   count("stale_dropped_total", static_cast<double>(c.stale));
   count("attempts_failed_total", static_cast<double>(c.attempts_failed));
+  count("numerical_faults_total", static_cast<double>(c.numerical_faults));
+  if (engine_ && engine_->integrity() != nullptr) {
+    const model::Integrity& integrity = *engine_->integrity();
+    count("product_rows_checked_total", static_cast<double>(integrity.rows_checked()));
+    count("product_faults_transient_total", static_cast<double>(integrity.transient_faults()));
+  }
 }
 
 Task<void> DecodeActor::watch(Context& ctx) {
@@ -261,6 +269,7 @@ Task<void> DecodeActor::run_steps(Context& ctx) {
   while (table_.running() > 0 && !outbox_.full()) {
     const std::vector<Sequence*>& batch = table_.next_batch();
     step_.assemble(batch, table_.pool(), config_.shape);
+    inject_faults();
     Task<bool> pass = model::forward(*engine_, all_layers(config_.shape), step_.pass(), *exchange_);
     const bool passed = co_await std::move(pass);
     if (passed) {
@@ -268,6 +277,7 @@ Task<void> DecodeActor::run_steps(Context& ctx) {
       Task<void> sampled = ctx.offload(std::move(job), cost_of_rows(batch.size()));
       co_await std::move(sampled);
     }
+    if (!can_be_trusted(ctx, *engine_)) co_return;  // no token of this step leaves
     ++counters_.steps;
     counters_.batch_rows += batch.size();
     settle(ctx, batch, passed);
@@ -276,6 +286,12 @@ Task<void> DecodeActor::run_steps(Context& ctx) {
     membership_.progressed();
   }
   stepping_ = false;
+}
+
+void DecodeActor::inject_faults() {
+  for (const base::NodeFault& fault : config_.faults) {
+    if (fault.after == counters_.steps) engine_->inject(fault.point);
+  }
 }
 
 void DecodeActor::settle(Context& ctx, const std::vector<Sequence*>& batch, bool passed) {
@@ -288,8 +304,9 @@ void DecodeActor::settle(Context& ctx, const std::vector<Sequence*>& batch, bool
     }
     const StepBatch::Next& next = step_.next()[row];
     if (!next.finite) {
+      ++counters_.numerical_faults;
       fail_attempt(ctx, sequence, base::Code::kInternal,
-                   fmt::format("numerical_error: logits at position {} are not finite",
+                   fmt::format("numerical_error: {} at position {}", step_.fault(row),
                                sequence.tokens.size() - 1));
       continue;
     }

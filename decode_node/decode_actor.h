@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "actor/actor.h"
+#include "base/fault_point.h"
 #include "decode_node/expert_exchange.h"
 #include "decode_node/expert_service.h"
 #include "decode_node/sequence_table.h"
@@ -34,9 +35,11 @@ struct DecodeConfig {
   // Called once, on the compute pool. The engine covers all layers, embedding and head.
   std::function<base::Result<std::unique_ptr<model::Engine>>()> make_engine;
   const std::atomic<uint32_t>* load_percent = nullptr;  // of make_engine's progress; may be null
+  std::function<uint64_t()> read_bytes;                 // of the checkpoint so far; may be empty
   uint64_t kv_bytes = 512u << 20;
   uint32_t max_batch = 32;
   uint32_t max_sequences = 1024;
+  std::vector<base::NodeFault> faults;  // of this node; `after` counts steps
 };
 
 // What this rank holds for others. All zero when idle.
@@ -98,6 +101,7 @@ class DecodeActor final : public actor::Actor,
 
   void kick(Context& ctx);
   Task<void> run_steps(Context& ctx);
+  void inject_faults();
   void settle(Context& ctx, const std::vector<Sequence*>& batch, bool passed);
   void emit(Sequence& sequence, TokenId token, std::vector<proto::LogprobFields> logprobs);
   void fail_attempt(Context& ctx, Sequence& sequence, base::Code code, std::string what,

@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "decode_node/expert_exchange.h"
+#include "model/integrity.h"
+#include "node/process.h"
 
 namespace decode {
 
@@ -23,6 +25,13 @@ bool is_sound(const actor::Incoming<proto::ExpertIn>& in, const model::Shape& sh
   if (in.blobs.size() != 1) return false;
   const size_t bytes = static_cast<size_t>(m.rows) * shape.hidden * sizeof(float);
   return in.blobs[0].size() == bytes && base::hash128(in.blobs[0].view()) == m.digest;
+}
+
+bool can_be_trusted(actor::Context& ctx, const model::Engine& engine) {
+  const model::Integrity* integrity = engine.integrity();
+  if (integrity == nullptr || !integrity->broken()) return true;
+  node::quarantine(ctx, integrity->reason());
+  return false;
 }
 
 void ExpertService::answer(actor::Context& ctx, model::Engine* engine,
@@ -61,6 +70,7 @@ base::Task<void> ExpertService::run(actor::Context& ctx, model::Engine& engine,
   base::Task<void> run = ctx.offload(std::move(job), cost_of_rows(in.msg.rows));
   co_await std::move(run);
   jobs_.erase({in.from, in.call});
+  if (!can_be_trusted(ctx, engine)) co_return;  // who asked turns to another rank
   ctx.reply(in, reply, std::move(blobs));
 }
 

@@ -31,6 +31,10 @@ class ExpertService {
   std::set<Job> jobs_;
 };
 
+// False, and this process ends, when the engine has caught its arithmetic in a fault: nothing it
+// computed since it was asked last may leave.
+bool can_be_trusted(actor::Context& ctx, const model::Engine& engine);
+
 // Sizes and ids fit each other and the model, and the rows match their digest.
 bool is_sound(const actor::Incoming<proto::ExpertIn>& in, const model::Shape& shape);
 

@@ -17,14 +17,13 @@ struct Model {
 base::Result<std::unique_ptr<actor::Actor>> make_actor(Model& loaded, node::ProcessInfo& info) {
   const base::ClusterConfig& config = info.config;
   loaded.checkpoint = TRY(model::Checkpoint::open(config.model));
-  model::EngineOptions options;
-  options.kv = config.numerics_kv == "f32" ? model::KvType::kF32 : model::KvType::kBf16;
+  model::EngineOptions options = model::engine_options(config);
   options.progress = [&loaded](double part) {
     loaded.load_percent = static_cast<uint32_t>(100 * part);
   };
 
   decode::DecodeConfig decode;
-  decode.shape = TRY(model::shape_of(*loaded.checkpoint, options.kv, options.span));
+  decode.shape = TRY(model::shape_of(*loaded.checkpoint, options));
   if (decode::DecodeActor::blocks_in(config.decode_kv_bytes, decode.shape) == 0) {
     return base::fail(base::Code::kConfig,
                       "[decode] kv_bytes: {} bytes do not hold one KV block of {} tokens",
@@ -38,8 +37,10 @@ base::Result<std::unique_ptr<actor::Actor>> make_actor(Model& loaded, node::Proc
     return model::make_local_engine(*loaded.checkpoint, options);
   };
   decode.load_percent = &loaded.load_percent;
+  decode.read_bytes = [&loaded] { return loaded.checkpoint->bytes_read(); };
   decode.kv_bytes = config.decode_kv_bytes;
   decode.max_batch = config.max_batch;
+  decode.faults = node::faults_of(info);
   return std::make_unique<decode::DecodeActor>(std::move(decode));
 }
 

@@ -1,5 +1,7 @@
 #include "decode_node/step_batch.h"
 
+#include <fmt/core.h>
+
 #include <algorithm>
 #include <numeric>
 
@@ -37,7 +39,7 @@ void StepBatch::sample(model::Engine& engine) {
   for (size_t row = 0; row < rows_.size(); ++row) {
     const auto logits = std::span<const float>(logits_).subspan(row * shape.vocab, shape.vocab);
     Next& next = next_[row];
-    next.finite = model::all_finite(logits);
+    next.finite = pass_.faulty[row] == 0 && model::all_finite(logits);
     if (!next.finite) continue;
     const Sequence& member = *members_[row];
     const std::span<const TokenId> tokens(member.tokens);
@@ -45,6 +47,12 @@ void StepBatch::sample(model::Engine& engine) {
                                    tokens.subspan(member.prompt_tokens), shape.eos};
     next.sampled = model::sample(input, member.sampling);
   }
+}
+
+std::string StepBatch::fault(size_t row) const {
+  const uint32_t faulty = pass_.faulty[row];
+  return faulty == 0 ? "the logits are not finite"
+                     : fmt::format("the hidden row of layer {} is not finite", faulty - 1);
 }
 
 }  // namespace decode

@@ -3,6 +3,7 @@
 // computing happens.
 #pragma once
 #include <span>
+#include <string>
 #include <vector>
 
 #include "decode_node/sequence.h"
@@ -24,6 +25,8 @@ class StepBatch {
   // After the pass: the next token of each member.
   void sample(model::Engine& engine);
   const std::vector<Next>& next() const { return next_; }  // one a member
+  // Why next()[row] is not finite, for people.
+  std::string fault(size_t row) const;
 
  private:
   std::span<Sequence* const> members_;

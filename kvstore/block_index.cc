@@ -8,32 +8,43 @@
 namespace kvstore {
 
 namespace {
+
 // What the containers take beside the bytes themselves, roughly.
-constexpr uint64_t kBlockOverhead = 256, kEntryOverhead = 64;
+constexpr uint64_t kBlockOverhead = 384, kEntryOverhead = 64;
+
+bool told(const Hash128& hash) { return hash != Hash128{}; }
+
 }  // namespace
 
-uint64_t BlockIndex::cost_of(const base::Blob& blob) { return blob.size(); }
-
-uint64_t BlockIndex::cost_of(const Block& block) {
+uint64_t BlockIndex::record_cost(const Block& block) {
   return kBlockOverhead + block.tokens.size() * sizeof(uint32_t) +
          block.entries.size() * kEntryOverhead;
 }
 
-bool BlockIndex::matches(const Block& block, const proto::PutKv& put) const {
-  return block.entries.size() == put.layers && block.tokens == put.tokens;
+// ------------------------------------------------------------------------------------- messages
+
+bool BlockIndex::well_formed(const proto::PutKv& put, const base::Blob& blob) const {
+  const bool shape = put.layers > 0 && put.layers <= limits_.layers && put.layer < put.layers &&
+                     !put.tokens.empty() && put.tokens.size() <= limits_.tokens_of_block &&
+                     !blob.empty() && blob.size() <= UINT32_MAX;
+  return shape && (!told(put.bound) || put.bound == proto::bound_of(put)) &&
+         base::hash128(blob.view()) == put.digest;
+}
+
+bool BlockIndex::same_block(const Block& block, const proto::PutKv& put) {
+  const bool parents = !told(block.parent) || !told(put.parent) || block.parent == put.parent;
+  return block.entries.size() == put.layers && block.tokens == put.tokens && parents;
 }
 
 proto::Outcome BlockIndex::put(const proto::PutKv& put, const base::Blob& blob) {
-  const bool well_formed = put.layers > 0 && put.layers <= limits_.layers &&
-                           put.layer < put.layers && !put.tokens.empty() &&
-                           put.tokens.size() <= limits_.tokens_of_block && !blob.empty();
-  if (!well_formed || base::hash128(blob.view()) != put.digest) {
+  if (!well_formed(put, blob)) {
     ++counters_.corrupt;
     return proto::Outcome::kCorrupt;
   }
+  meet_space(put.space);
   auto at = blocks_.find(put.key);
   const bool known = at != blocks_.end();
-  if (known && !matches(at->second, put)) {
+  if (known && !same_block(at->second, put)) {
     ++counters_.no_room;
     return proto::Outcome::kNoRoom;
   }
@@ -43,37 +54,49 @@ proto::Outcome BlockIndex::put(const proto::PutKv& put, const base::Blob& blob) 
   }
 
   // A block without its first entry is not in the index, so the one that grows is never evicted for
-  // its own sake: it is out of the order until it has grown.
+  // its own sake: it is in no order until it has grown.
   Block fresh;
-  if (!known) {
+  if (known) {
+    unplace(at);
+  } else {
     fresh.tokens = put.tokens;
     fresh.entries.resize(put.layers);
+    fresh.parent = put.parent;
+    fresh.space = put.space;
+    fresh.depth = put.depth;
+    fresh.chain = put.chain;
+    fresh.uses = 1;
+  }
+  std::optional<base::Blob> rows = keep(blob.view(), known ? 0 : record_cost(fresh));
+  ++(rows ? counters_.stored : counters_.no_room);
+  if (rows && !known) {
     fresh.generation = next_generation_++;
+    bytes_ += record_cost(fresh);
+    records_ += record_cost(fresh);
+    at = blocks_.emplace(put.key, std::move(fresh)).first;
   }
-  if (known && at->second.holders == 0) order_.erase(at->second.place);
-  const uint64_t cost = cost_of(blob) + (known ? 0 : cost_of(fresh));
-  const bool room = make_room(cost);
-  if (room && !known) at = blocks_.emplace(put.key, std::move(fresh)).first;
-  if (room) {
-    at->second.entries[put.layer] = Entry{blob, put.digest};
-    ++at->second.present;
-    bytes_ += cost;
+  if (rows) {
+    Block& block = at->second;
+    std::optional<Entry>& entry = block.entries[put.layer];
+    entry = Entry{{}, {put.digest, static_cast<uint32_t>(blob.size())}};
+    add_rows(block, *entry, std::move(*rows));
+    const bool complete = ++block.present == block.entries.size();
+    if (complete && limits_.disk_bytes > 0) remember_unwritten(at);
   }
-  if ((room || known) && at->second.holders == 0)
-    at->second.place = order_.insert(order_.end(), put.key);
-  ++(room ? counters_.stored : counters_.no_room);
-  return room ? proto::Outcome::kOk : proto::Outcome::kNoRoom;
+  if (rows || known) {
+    if (at->second.holders == 0) use(at->second);
+    place(at);
+  }
+  return rows ? proto::Outcome::kOk : proto::Outcome::kNoRoom;
 }
 
-bool BlockIndex::make_room(uint64_t bytes) {
-  if (bytes > limits_.bytes) return false;
-  while (bytes_ + bytes > limits_.bytes && !order_.empty()) {
-    const auto oldest = blocks_.find(order_.front());
-    CHECK(oldest != blocks_.end(), "the eviction order names a block that is not here");
-    ++counters_.evictions;
-    erase(oldest);
-  }
-  return bytes_ + bytes <= limits_.bytes;
+bool BlockIndex::found(const Block& block, const proto::LookupPrefix& asked, size_t i,
+                       size_t size) const {
+  const std::span<const uint32_t> tokens(asked.tokens.data() + i * size, size);
+  const Hash128& parent = i > 0 ? asked.keys[i - 1] : asked.parent;
+  const bool parents = !told(block.parent) || !told(parent) || block.parent == parent;
+  return block.present == block.entries.size() && parents &&
+         std::ranges::equal(block.tokens, tokens);
 }
 
 uint32_t BlockIndex::lookup(const proto::LookupPrefix& asked, base::Time now) {
@@ -83,54 +106,57 @@ uint32_t BlockIndex::lookup(const proto::LookupPrefix& asked, base::Time now) {
   if (const auto former = leases_.find(id); former != leases_.end()) end_lease(former);
 
   const size_t count = asked.keys.size();
-  std::vector<Blocks::iterator> found;
-  const bool well_formed = count > 0 && asked.tokens.size() % count == 0;
-  if (well_formed && leases_.size() < limits_.leases) {
-    const size_t size = asked.tokens.size() / count;
+  std::vector<Blocks::iterator> prefix;
+  const bool divides = count > 0 && asked.tokens.size() % count == 0;
+  if (divides && leases_.size() < limits_.leases) {
     for (size_t i = 0; i < count; ++i) {
       const auto at = blocks_.find(asked.keys[i]);
-      if (at == blocks_.end() || at->second.present < at->second.entries.size()) break;
-      const std::span<const uint32_t> tokens(asked.tokens.data() + i * size, size);
-      if (!std::ranges::equal(at->second.tokens, tokens)) break;
-      found.push_back(at);
+      if (at == blocks_.end() || !found(at->second, asked, i, asked.tokens.size() / count)) break;
+      prefix.push_back(at);
     }
   }
-  counters_.hits += found.size();
-  counters_.misses += count - found.size();
-  if (found.empty()) return 0;
+  counters_.hits += prefix.size();
+  counters_.misses += count - prefix.size();
+  if (prefix.empty()) return 0;
 
   Lease& lease = leases_[id];
   const base::Duration asked_for = std::chrono::milliseconds(asked.lease_ms);
   lease.until = now + std::min(asked_for, limits_.lease_most);
-  for (const auto& at : found) hold(lease, at);
-  return static_cast<uint32_t>(found.size());
+  const uint32_t chain = prefix.front()->second.depth + static_cast<uint32_t>(count);
+  for (const auto& at : prefix) {
+    Block& block = at->second;
+    ++block.uses;
+    block.chain = std::max(block.chain, chain);
+    hold(lease, at);
+  }
+  return static_cast<uint32_t>(prefix.size());
 }
 
 Fetched BlockIndex::fetch(const proto::FetchKv& asked) {
   Fetched out;
-  bool all = !asked.keys.empty();
   for (const Hash128& key : asked.keys) {
     const auto at = blocks_.find(key);
-    if (at == blocks_.end() || asked.layer >= at->second.entries.size() ||
-        !at->second.entries[asked.layer]) {
-      all = false;
-      break;
+    if (at == blocks_.end() || asked.layer >= at->second.entries.size()) return {};
+    Block& block = at->second;
+    if (!block.entries[asked.layer]) return {};
+    const Entry entry = *block.entries[asked.layer];
+    const bool in_ram = !entry.rows.empty();
+    if (in_ram && base::hash128(entry.rows.view()) != entry.meta.digest) {
+      const bool elsewhere = block.on_disk;
+      drop_bad_rows(at, asked.layer);
+      if (!elsewhere) return {};
     }
-    const Entry entry = *at->second.entries[asked.layer];
-    if (base::hash128(entry.blob.view()) != entry.digest) {
-      ++counters_.corrupt;
-      drop_entry(at, asked.layer);
-      all = false;
-      break;
-    }
+    if (block.entries[asked.layer]->rows.empty())
+      out.reads.push_back({key, asked.layer, entry.meta, block.generation, out.blobs.size()});
     touch(at);
-    out.digests.push_back(entry.digest);
-    out.blobs.push_back(entry.blob);
+    out.digests.push_back(entry.meta.digest);
+    out.blobs.push_back(block.entries[asked.layer]->rows);
   }
-  if (!all) return Fetched{};
-  out.outcome = proto::Outcome::kOk;
+  if (!asked.keys.empty()) out.outcome = proto::Outcome::kOk;
   return out;
 }
+
+// --------------------------------------------------------------------------------------- leases
 
 void BlockIndex::release(RequestId request, uint32_t attempt) {
   auto at = leases_.lower_bound({request, 0});
@@ -154,45 +180,135 @@ void BlockIndex::release_all() {
   for (auto at = leases_.begin(); at != leases_.end();) at = end_lease(at);
 }
 
-void BlockIndex::touch(Blocks::iterator at) {
-  Block& block = at->second;
-  if (block.holders == 0) order_.splice(order_.end(), order_, block.place);
-}
-
 void BlockIndex::hold(Lease& lease, Blocks::iterator at) {
-  Block& block = at->second;
-  if (block.holders++ == 0) order_.erase(block.place);
-  lease.held.emplace_back(at->first, block.generation);
+  unplace(at);
+  ++at->second.holders;
+  lease.held.emplace_back(at->first, at->second.generation);
 }
 
-// The last block of the prefix enters the order first: without the blocks before it, it is worth
-// nothing.
+// The last block of the prefix is used first, so that it leaves first: without the blocks before
+// it, it is worth nothing.
 BlockIndex::Leases::iterator BlockIndex::end_lease(Leases::iterator lease) {
   const auto& held = lease->second.held;
   for (auto entry = held.rbegin(); entry != held.rend(); ++entry) {
-    const auto at = blocks_.find(entry->first);
-    if (at == blocks_.end() || at->second.generation != entry->second) continue;
+    const auto at = meant(entry->first, entry->second);
+    if (at == blocks_.end()) continue;
     Block& block = at->second;
     CHECK(block.holders > 0, "a lease ends on a block that nobody holds");
-    if (--block.holders == 0) block.place = order_.insert(order_.end(), at->first);
+    if (--block.holders > 0) continue;
+    use(block);
+    place(at);
   }
   return leases_.erase(lease);
 }
 
-void BlockIndex::drop_entry(Blocks::iterator at, uint32_t layer) {
-  Block& block = at->second;
-  bytes_ -= cost_of(block.entries[layer]->blob);
-  block.entries[layer].reset();
-  if (--block.present == 0) erase(at);
+// --------------------------------------------------------------------------------------- orders
+
+BlockIndex::Blocks::iterator BlockIndex::meant(const Hash128& key, uint64_t generation) {
+  const auto at = blocks_.find(key);
+  return at != blocks_.end() && at->second.generation == generation ? at : blocks_.end();
 }
 
-void BlockIndex::erase(Blocks::iterator at) {
+void BlockIndex::use(Block& block) {
+  ++uses_;
+  const Use use{uses_, block.uses, block.depth, block.chain, floor_};
+  block.rank = {limits_.policy->priority(use), block.depth, uses_};
+}
+
+void BlockIndex::touch(Blocks::iterator at) {
+  if (at->second.holders > 0) return;  // used again when the lease ends
+  unplace(at);
+  use(at->second);
+  place(at);
+}
+
+void BlockIndex::unplace(Blocks::iterator at) {
   Block& block = at->second;
-  for (const auto& entry : block.entries) {
-    if (entry) bytes_ -= cost_of(entry->blob);
+  if (block.in_ram_order) ram_order_.erase(at->first, block.rank);
+  if (block.in_disk_order) disk_order_.erase(at->first, block.rank);
+  block.in_ram_order = block.in_disk_order = false;
+}
+
+void BlockIndex::place(Blocks::iterator at) {
+  Block& block = at->second;
+  CHECK(!block.in_ram_order && !block.in_disk_order, "a block is placed twice");
+  block.in_ram_order = block.holders == 0 && !block.writing && block.in_ram > 0;
+  block.in_disk_order = block.holders == 0 && block.on_disk;
+  if (block.in_ram_order) ram_order_.insert(at->first, block.rank);
+  if (block.in_disk_order) disk_order_.insert(at->first, block.rank);
+}
+
+// ------------------------------------------------------------------------------------------ RAM
+
+void BlockIndex::evict_first() {
+  const auto first = blocks_.find(ram_order_.first());
+  CHECK(first != blocks_.end(), "the eviction order names a block that is not here");
+  floor_ = std::max(floor_, first->second.rank.priority);
+  unplace(first);
+  if (leave_ram(first)) {
+    ++counters_.demotions;
+    place(first);
+    trim_records();
+  } else {
+    ++counters_.evictions;
   }
-  bytes_ -= cost_of(block);
-  if (block.holders == 0) order_.erase(block.place);
+}
+
+bool BlockIndex::make_room(uint64_t bytes) {
+  if (bytes > limits_.bytes) return false;
+  while (bytes_ + bytes > limits_.bytes && !ram_order_.empty()) evict_first();
+  return bytes_ + bytes <= limits_.bytes;
+}
+
+std::optional<base::Blob> BlockIndex::keep(base::ByteView rows, uint64_t more) {
+  if (!make_room(Arena::rounded(rows.size()) + more)) return std::nullopt;
+  // Within the budget the arena may still be short: of rows that are being sent, or in fragments.
+  std::optional<base::Blob> kept = arena_.keep(rows);
+  while (!kept && !ram_order_.empty()) {
+    evict_first();
+    kept = arena_.keep(rows);
+  }
+  return kept;
+}
+
+void BlockIndex::add_rows(Block& block, Entry& entry, base::Blob rows) {
+  bytes_ += Arena::rounded(rows.size());
+  if (block.in_ram++ == 0) records_ -= record_cost(block);
+  entry.rows = std::move(rows);
+}
+
+void BlockIndex::drop_rows(Block& block, Entry& entry) {
+  bytes_ -= Arena::rounded(entry.rows.size());
+  if (--block.in_ram == 0) records_ += record_cost(block);
+  entry.rows = {};
+}
+
+bool BlockIndex::leave_ram(Blocks::iterator at) {
+  Block& block = at->second;
+  for (auto& entry : block.entries) {
+    if (entry && !entry->rows.empty()) drop_rows(block, *entry);
+  }
+  if (block.on_disk) return true;
+  erase(at);
+  return false;
+}
+
+void BlockIndex::drop_bad_rows(Blocks::iterator at, uint32_t layer) {
+  ++counters_.corrupt;
+  Block& block = at->second;
+  unplace(at);
+  drop_rows(block, *block.entries[layer]);
+  if (!block.on_disk) {
+    block.entries[layer].reset();
+    if (--block.present == 0) return erase(at);
+  }
+  place(at);
+}
+
+// REQUIRES: in no order, nothing in RAM, not on disk.
+void BlockIndex::erase(Blocks::iterator at) {
+  bytes_ -= record_cost(at->second);
+  records_ -= record_cost(at->second);
   blocks_.erase(at);
 }
 

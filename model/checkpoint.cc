@@ -82,12 +82,7 @@ class Verifier {
       return fail(Code::kCorrupt, "{}: tensor {} is missing", folder_, spec.name);
     const Tensor& tensor = *found->second;
     used_.insert(spec.name);
-    const bool rows_fit = spec.may_pad && tensor.shape.size() == 2 &&
-                          tensor.shape[0] >= spec.shape[0] && tensor.shape[1] == spec.shape[1];
-    if (tensor.shape != spec.shape && !rows_fit)
-      return fail(Code::kCorrupt, "{}: tensor {} has shape {}, the config asks for {}{}",
-                  tensor.file, spec.name, text_of(tensor.shape), text_of(spec.shape),
-                  spec.may_pad ? " or more rows" : "");
+    TRY(check_shape(spec, tensor));
     switch (tensor.dtype) {
       case Dtype::kF32:
       case Dtype::kBf16:
@@ -104,15 +99,57 @@ class Verifier {
                            {{blocks(tensor.shape[0]), blocks(tensor.shape[1])}});
       case Dtype::kI8:
         if (!spec.may_quantise) break;
+        TRY(check_offsets(spec.name + "_offset"));
         return check_scale(spec.name + "_scale", {{tensor.shape[0]}, {tensor.shape[0], 1}});
+      case Dtype::kU8:
+        if (!spec.may_quantise) break;
+        return check_int4(spec, tensor);
       default:
         break;
     }
     return fail(Code::kCorrupt, "{}: tensor {} may not be {}", tensor.file, spec.name,
                 name_of(tensor.dtype));
   }
+  Status check_shape(const TensorSpec& spec, const Tensor& tensor) const {
+    std::vector<uint64_t> wanted = spec.shape;
+    if (tensor.dtype == Dtype::kU8 && spec.may_quantise) {  // two codes a byte
+      if (wanted[1] % 2 != 0)
+        return fail(Code::kCorrupt, "{}: tensor {} has {} inputs, an odd number, and is int4",
+                    tensor.file, spec.name, wanted[1]);
+      wanted[1] /= 2;
+    }
+    const bool rows_fit = spec.may_pad && tensor.shape.size() == 2 &&
+                          tensor.shape[0] >= wanted[0] && tensor.shape[1] == wanted[1];
+    if (tensor.shape == wanted || rows_fit) return {};
+    return fail(Code::kCorrupt, "{}: tensor {} has shape {}, the config asks for {}{}", tensor.file,
+                spec.name, text_of(tensor.shape), text_of(wanted),
+                spec.may_pad ? " or more rows" : "");
+  }
   uint64_t blocks(uint64_t extent) const {
     return (extent + config_.fp8_block - 1) / config_.fp8_block;
+  }
+  Status check_int4(const TensorSpec& spec, const Tensor& tensor) {
+    const uint32_t group = config_.int4_group;
+    if (group == 0)
+      return fail(Code::kCorrupt,
+                  "{}: tensor {} is U8, but {}/config.json has no int4 quantization_config",
+                  tensor.file, spec.name, folder_);
+    if (spec.shape[1] % group != 0)
+      return fail(Code::kCorrupt, "{}: tensor {} has {} inputs, no multiple of the group of {}",
+                  tensor.file, spec.name, spec.shape[1], group);
+    return check_scale(spec.name + "_scale", {{tensor.shape[0], spec.shape[1] / group}});
+  }
+  // Zero points that some quantisers write beside symmetric codes: all zero, or not for us.
+  Status check_offsets(const std::string& name) {
+    const auto found = tensors_.find(name);
+    if (found == tensors_.end()) return {};
+    used_.insert(name);
+    for (const std::byte byte : found->second->bytes)
+      if (byte != std::byte{0})
+        return fail(Code::kUnsupported,
+                    "{}: tensor {} is not zero: asymmetric codes are not offered",
+                    found->second->file, name);
+    return {};
   }
   Status check_scale(const std::string& name, std::vector<std::vector<uint64_t>> shapes) {
     const auto found = tensors_.find(name);
@@ -176,6 +213,13 @@ void advise_all(const std::vector<Safetensors>& files, const TensorMap& tensors,
 
 }  // namespace
 
+void will_read(const Tensor& tensor) {
+  advise(tensor.bytes, MADV_SEQUENTIAL);
+  advise(tensor.bytes, MADV_WILLNEED);
+}
+
+void done_reading(const Tensor& tensor) { advise(tensor.bytes, MADV_DONTNEED); }
+
 const Tensor* Checkpoint::find(const std::string& name) const {
   const auto found = tensors_.find(name);
   return found == tensors_.end() ? nullptr : found->second;
@@ -228,6 +272,11 @@ base::Status Checkpoint::verify() {
   each_trunk_tensor(config_, check);
   if (mtp) each_mtp_tensor(config_, check);
   TRY(verifier.status());
+  // Ignoring these would change what the weights mean.
+  for (const auto& [name, tensor] : tensors_)
+    if (name.ends_with("smooth_scale"))
+      return fail(Code::kUnsupported, "{}: tensor {}: smoothed inputs are not offered",
+                  tensor->file, name);
   ignored_tensors_ = tensors_.size() - verifier.used().size();
   return {};
 }

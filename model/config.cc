@@ -1,5 +1,6 @@
 #include "model/config.h"
 
+#include <bit>
 #include <cmath>
 #include <initializer_list>
 
@@ -285,9 +286,15 @@ Status parse_quantisation(const Fields& fields, ModelConfig* config) {
   if (!method) return inner.complain(Code::kCorrupt, {"quant_method"}, "is missing");
   for (const char* int8 : {"int8", "w8a8_int8", "compressed-tensors"})
     if (method->text == int8) return {};  // int8 with weight_scale shows in the tensors themselves
+  if (method->text == "int4") {
+    config->int4_group = TRY(inner.count({"group_size"}, 32, 128));
+    if (!std::has_single_bit(config->int4_group))
+      return inner.complain(Code::kUnsupported, {"group_size"}, "must be 32, 64 or 128");
+    return inner.only_flag({"symmetric"}, true);
+  }
   if (method->text != "fp8")
-    return inner.complain(Code::kUnsupported, {"quant_method"}, "is \"{}\"; known are fp8 and int8",
-                          method->text);
+    return inner.complain(Code::kUnsupported, {"quant_method"},
+                          "is \"{}\"; known are fp8, int8 and int4", method->text);
   TRY(inner.only_text({"fmt"}, "e4m3"));
   const Json* block = inner.find({"weight_block_size"});
   if (!block || block->list.size() != 2 || !block->list[0].is(Json::Kind::kInteger) ||

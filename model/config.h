@@ -55,6 +55,7 @@ struct ModelConfig {
   uint32_t mtp_layers = 0;  // draft steps the checkpoint supports; 0 none
   bool fp8_blocks = false;  // quantization_config: e4m3 with weight_scale_inv
   uint32_t fp8_block = 128;
+  uint32_t int4_group = 0;  // quantization_config: U8 codes, a scale for this many inputs; 0 none
 
   // Values of one token in one attention's cache: latent and rope key.
   uint32_t latent() const { return kv_lora + rope; }

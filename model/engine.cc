@@ -1,18 +1,38 @@
 #include "model/engine.h"
 
 #include <algorithm>
-#include <cmath>
+#include <bit>
+
+#include "base/cluster_config.h"
 
 namespace model {
 
-void Engine::final_norm(const Pass& pass, std::span<const uint32_t> rows,
-                        std::vector<float>& out) {
+void Engine::final_norm(const Pass& pass, std::span<const uint32_t> rows, std::vector<float>& out) {
   std::vector<float> logits(rows.size() * shape().vocab);
   head(pass, rows, logits, &out);
 }
 
+EngineOptions engine_options(const base::ClusterConfig& config) {
+  EngineOptions options;
+  options.kv = config.numerics_kv == "f32" ? KvType::kF32 : KvType::kBf16;
+  options.mode = config.numerics_mode == "fast" ? NumericsMode::kFast : NumericsMode::kInvariant;
+  const std::string& weights = config.numerics_weights;
+  options.weights = weights == "bf16"   ? WeightChoice::kBf16
+                    : weights == "int8" ? WeightChoice::kInt8
+                    : weights == "int4" ? WeightChoice::kInt4
+                                        : WeightChoice::kAsStored;
+  options.hierarchical.on = config.hierarchical_index;
+  options.threads = config.threads;
+  options.verify_products = config.verify_products;
+  return options;
+}
+
+// By the bits and without an early end, so that it runs over vectors.
 bool all_finite(std::span<const float> values) {
-  return std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
+  uint32_t largest = 0;
+  for (float value : values)
+    largest = std::max(largest, std::bit_cast<uint32_t>(value) & 0x7FFF'FFFFu);
+  return largest < 0x7F80'0000u;
 }
 
 }  // namespace model

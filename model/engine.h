@@ -17,10 +17,15 @@
 #include <string>
 #include <vector>
 
+#include "base/fault_point.h"
 #include "base/generation.h"
 #include "base/hash.h"
 #include "base/result.h"
 #include "model/kv_pool.h"
+
+namespace base {
+struct ClusterConfig;
+}
 
 namespace model {
 
@@ -72,6 +77,9 @@ struct Pass {
   std::vector<float> expert_weights;  // [rows, topk], already scaled
   // Set by who dispatched; combine() reads it: output of pair (row, k) for expert_ids < experts.
   std::vector<float> expert_out;  // [rows, topk, hidden]
+  // Set by forward(): 0, or 1 + the layer in which the row ceased to be finite. Such a row is lost
+  // to its request; it never touches another.
+  std::vector<uint32_t> faulty;  // [rows]
   // Engine-private scratch and what an attention hands to the next (the LSA index set).
   struct Scratch {
     virtual ~Scratch() = default;
@@ -95,9 +103,9 @@ struct Probe {
   }
 };
 
-// Which positions a draft step attends, for LSA models (model.mtp's own indexer). A reusing pass has
-// one row a segment; its segment i continues segment i of the last kFresh draft() on the same Pass
-// (it may have fewer segments) and takes the set of that segment's last row.
+// Which positions a draft step attends, for LSA models (model.mtp's own indexer). A reusing pass
+// has one row a segment; its segment i continues segment i of the last kFresh draft() on the same
+// Pass (it may have fewer segments) and takes the set of that segment's last row.
 enum class DraftIndex : uint8_t {
   kFresh,        // the indexer runs: step 1 of a round, and catching up
   kReuseAppend,  // the set of step 1 and every position after that step's
@@ -147,8 +155,11 @@ class Engine {
     (void)pass, (void)rows, (void)logits;
   }
 
-  // Null when the engine does not verify its products.
+  // Null when the engine does not verify its products. Whoever hands results of a pass on (tokens,
+  // KV, rows) asks first whether the engine is broken: then the pass is void.
   virtual const Integrity* integrity() const { return nullptr; }
+  // Fault injection, for tests of all that follows. Not during a pass.
+  virtual void inject(base::FaultPoint fault) { (void)fault; }
   virtual void set_probe(Probe* probe) { (void)probe; }
   // Makes the experts' weights resident ahead of use (packing); otherwise it happens on first use.
   virtual void prepare_experts(LayerRange layers, std::span<const uint16_t> experts) {
@@ -199,10 +210,12 @@ struct EngineOptions {
   bool mtp = false;                      // load the drafting block
   std::function<void(double)> progress;  // 0..1 during construction
 };
+// What the cluster file says of engines.
+EngineOptions engine_options(const base::ClusterConfig& config);
 // The shape and digests without the weights: for a node that compares and routes but does not
 // compute, and for the engines themselves. The arithmetic digest is that of the reference; an
 // engine checks its own kernels against it at construction.
-base::Result<Shape> shape_of(const Checkpoint& checkpoint, KvType kv, uint32_t span = 4096);
+base::Result<Shape> shape_of(const Checkpoint& checkpoint, const EngineOptions& options);
 // The checkpoint must outlive the engine: tables stay in its map.
 base::Result<std::unique_ptr<Engine>> make_reference_engine(const Checkpoint& checkpoint,
                                                             const EngineOptions& options);

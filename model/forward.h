@@ -5,6 +5,7 @@
 
 #include "base/task.h"
 #include "model/engine.h"
+#include "model/speculation.h"
 
 namespace model {
 
@@ -18,7 +19,8 @@ class Site {
   // at once and awaited at the layer's end; in between, MLP 0, attention 1 and MLP 1 use pass.h.
   // Reads pass.x, expert_ids. false: could not be had; the pass is void.
   virtual base::Task<bool> run_experts(uint32_t layer, Pass& pass) = 0;
-  // The KV rows of all of the pass's positions in `layer` are final.
+  // The KV rows of all of the pass's positions in `layer` are final, but for those of rows that
+  // pass.faulty names.
   virtual void kv_ready(uint32_t layer, Pass& pass) { (void)layer, (void)pass; }
 };
 
@@ -49,9 +51,20 @@ struct Generated {
   std::vector<TokenId> tokens;
   std::vector<base::TokenLogprobs> logprobs;  // empty unless asked for
   base::FinishReason finish = base::FinishReason::kNone;
+  DraftCounters drafts;
+};
+// The KV that a generation leaves behind.
+struct KvSeen {
+  KvView kv;
+  uint32_t positions = 0;  // that are final
+  uint32_t drafted = 0;    // of these, in the MTP block's layer
 };
 struct GenerateOptions {
-  uint32_t chunk = 256;
+  uint32_t chunk = 256;  // 0: the whole prompt at once
+  uint32_t mtp_steps =
+      0;  // drafts a round, at most what the engine offers; never changes the answer
+  DraftIndex later_drafts = DraftIndex::kReuseAppend;
+  std::function<void(const KvSeen&)> at_end = nullptr;  // for tests
 };
 Generated generate(Engine& engine, std::span<const TokenId> prompt, const base::Sampling& sampling,
                    const GenerateOptions& options = {});

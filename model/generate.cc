@@ -1,9 +1,10 @@
-// generate(): chunked prefill, then decode one token a step, all through forward().
+// generate(): chunked prefill, then rounds of drafting and verification (of one token without
+// drafts), all through forward().
 #include <algorithm>
+#include <numeric>
 
 #include "base/check.h"
 #include "model/forward.h"
-#include "model/sampler.h"
 
 namespace model {
 namespace {
@@ -11,52 +12,120 @@ namespace {
 // The one sequence of a generation: its tokens, and how many of them have KV.
 class Run {
  public:
-  Run(Engine& engine, std::span<const TokenId> prompt, uint32_t room)
+  Run(Engine& engine, std::span<const TokenId> prompt, const base::Sampling& sampling,
+      const GenerateOptions& options)
       : engine_(engine),
+        shape_(engine.shape()),
+        sampling_(sampling),
+        steps_(std::min({options.mtp_steps, shape_.mtp_steps, kMaxDraftSteps})),
+        later_(options.later_drafts),
+        prompt_size_(prompt.size()),
         tokens_(prompt.begin(), prompt.end()),
-        pool_(KvPool::blocks_for(room), LayerRange{0, engine.shape().layers},
-              engine.shape().kv_row_bytes) {
-    auto blocks = pool_.allocate(pool_.total());
-    blocks_ = std::move(*blocks);
+        pool_(KvPool::blocks_for(static_cast<uint32_t>(prompt.size()) + sampling.max_tokens),
+              LayerRange{0, steps_ > 0 ? shape_.kv_layers() : shape_.layers}, shape_.kv_row_bytes),
+        blocks_(*pool_.allocate(pool_.total())),
+        speculation_(shape_.hidden) {}
+
+  // The whole prompt in chunks, and the first token.
+  Verified prefill(uint32_t chunk) {
+    const auto prompt = static_cast<uint32_t>(prompt_size_);
+    if (chunk == 0) chunk = prompt;
+    for (uint32_t count = std::min(chunk, prompt); count > 0;) {
+      const uint32_t next = std::min(chunk, prompt - done_ - count);
+      if (next > 0) {  // the disk reads for the next chunk while this one computes
+        fill(ahead_, done_ + count, next);
+        engine_.prefetch(ahead_);
+      }
+      run_pass(count);
+      done_ += count;
+      count = next;
+      if (steps_ > 0) {
+        rows_.resize(pass_.rows());
+        std::iota(rows_.begin(), rows_.end(), 0u);
+        engine_.final_norm(pass_, rows_, hidden_);
+        speculation_.add_hidden(hidden_);
+        draft(0);
+      }
+    }
+    return judge(std::span(&(last_row_ = pass_.rows() - 1), 1), {});
+  }
+  // Takes what was emitted; then drafts, verifies, and keeps the KV of what was accepted.
+  Verified round(const Verified& before, DraftCounters& counters) {
+    tokens_.insert(tokens_.end(), before.tokens.begin(), before.tokens.end());
+    const auto left = static_cast<uint32_t>(sampling_.max_tokens - emitted().size());
+    if (steps_ > 0) draft(std::min(steps_, left - 1));
+    const std::vector<TokenId> drafts(speculation_.drafts().begin(), speculation_.drafts().end());
+    tokens_.insert(tokens_.end(), drafts.begin(), drafts.end());
+    const auto count = static_cast<uint32_t>(drafts.size()) + 1;
+    run_pass(count);
+    tokens_.resize(tokens_.size() - drafts.size());
+    rows_.resize(count);
+    std::iota(rows_.begin(), rows_.end(), 0u);
+    Verified out = judge(rows_, drafts);
+    counters.add(count - 1, out.accepted);
+    done_ += out.accepted + 1;
+    if (steps_ > 0)
+      speculation_.add_hidden(std::span(hidden_).first((out.accepted + 1) * shape_.hidden));
+    return out;
   }
 
-  void append(TokenId token) { tokens_.push_back(token); }
-
-  // Computes the next `count` tokens that have no KV yet.
-  void advance(uint32_t count) {
-    const Shape& shape = engine_.shape();
-    const std::span<const TokenId> all(tokens_);
-    const uint32_t back = std::min(done_, shape.ngram_context);
-    Segment segment;
-    segment.count = count;
-    segment.position = done_;
-    segment.kv = KvView{&pool_, blocks_};
-    segment.context = all.subspan(done_ - back, back);
-    pass_.tokens.assign(tokens_.begin() + done_, tokens_.begin() + done_ + count);
-    pass_.segments.assign(1, segment);
-
-    InlineSite site(engine_);
-    const bool ok = base::run_inline(forward(engine_, LayerRange{0, shape.layers}, pass_, site));
-    CHECK(ok, "a pass in one process cannot be given up");
-    done_ += count;
-  }
-  // After the last token of the last advance().
-  std::span<const float> logits() {
-    const uint32_t last_row = pass_.rows() - 1;
-    logits_.resize(engine_.shape().vocab);
-    engine_.head(pass_, std::span(&last_row, 1), logits_);
-    return logits_;
-  }
-  uint32_t pending() const { return static_cast<uint32_t>(tokens_.size()) - done_; }
+  // Positions whose KV is final, and of these how many have it in the MTP block's layer.
+  KvSeen seen() { return {KvView{&pool_, blocks_}, done_, speculation_.filled()}; }
 
  private:
+  std::span<const TokenId> emitted() const { return std::span(tokens_).subspan(prompt_size_); }
+
+  // `count` tokens from `position` on, with what the embedding looks back on.
+  void fill(Pass& pass, uint32_t position, uint32_t count) {
+    const std::span<const TokenId> all(tokens_);
+    const uint32_t back = std::min(position, shape_.ngram_context);
+    Segment segment;
+    segment.count = count;
+    segment.position = position;
+    segment.kv = KvView{&pool_, blocks_};
+    segment.context = all.subspan(position - back, back);
+    pass.tokens.assign(all.begin() + position, all.begin() + position + count);
+    pass.segments.assign(1, segment);
+  }
+  // Computes the next `count` tokens that have no KV yet.
+  void run_pass(uint32_t count) {
+    fill(pass_, done_, count);
+    InlineSite site(engine_);
+    const bool ok = base::run_inline(forward(engine_, LayerRange{0, shape_.layers}, pass_, site));
+    CHECK(ok, "a pass in one process cannot be given up");
+  }
+  void draft(uint32_t steps) {
+    Drafting drafting;
+    drafting.state = &speculation_;
+    drafting.kv = KvView{&pool_, blocks_};
+    drafting.tokens = tokens_;
+    drafting.steps = steps;
+    drafting.choose =
+        draft_sampler(std::span(tokens_).first(prompt_size_), emitted(), shape_.eos, sampling_);
+    draft_round(engine_, std::span(&drafting, 1), draft_pass_, later_);
+  }
+  // What the target samples at those rows of the pass.
+  Verified judge(std::span<const uint32_t> rows, std::span<const TokenId> drafts) {
+    logits_.resize(rows.size() * shape_.vocab);
+    engine_.head(pass_, rows, logits_, steps_ > 0 ? &hidden_ : nullptr);
+    const std::span<const TokenId> prompt = std::span(tokens_).first(prompt_size_);
+    return verify_drafts(drafts, SampleInput{logits_, prompt, emitted(), shape_.eos}, sampling_);
+  }
+
   Engine& engine_;
-  std::vector<TokenId> tokens_;
+  const Shape& shape_;
+  const base::Sampling& sampling_;
+  const uint32_t steps_;
+  const DraftIndex later_;
+  const size_t prompt_size_;
+  std::vector<TokenId> tokens_;  // prompt and emitted
   KvPool pool_;
   std::vector<BlockId> blocks_;
-  Pass pass_;
-  std::vector<float> logits_;
-  uint32_t done_ = 0;
+  Speculation speculation_;
+  Pass pass_, draft_pass_, ahead_;
+  std::vector<uint32_t> rows_;
+  std::vector<float> logits_, hidden_;
+  uint32_t done_ = 0, last_row_ = 0;
 };
 
 }  // namespace
@@ -66,32 +135,25 @@ Generated generate(Engine& engine, std::span<const TokenId> prompt, const base::
   const Shape& shape = engine.shape();
   CHECK(!prompt.empty() && prompt.size() <= shape.max_context,
         "a prompt of {} tokens in a context of {}", prompt.size(), shape.max_context);
-  const auto prompt_size = static_cast<uint32_t>(prompt.size());
-  const uint32_t most = std::min(sampling.max_tokens, shape.max_context - prompt_size);
   Generated out;
-  if (most == 0) {
+  base::Sampling bounded = sampling;  // by the context too
+  bounded.max_tokens =
+      std::min(sampling.max_tokens, shape.max_context - static_cast<uint32_t>(prompt.size()));
+  if (bounded.max_tokens == 0) {
     out.finish = base::FinishReason::kLength;
     return out;
   }
-  Run run(engine, prompt, prompt_size + most);
-  const uint32_t chunk = options.chunk == 0 ? prompt_size : options.chunk;
+  Run run(engine, prompt, bounded, options);
+  Verified next = run.prefill(options.chunk);
   while (true) {
-    while (run.pending() > 0) run.advance(std::min(chunk, run.pending()));
-    const std::span<const float> logits = run.logits();
-    if (!all_finite(logits)) {
-      out.finish = base::FinishReason::kError;
-      return out;
-    }
-    const SampleInput input{logits, prompt, out.tokens, shape.eos};
-    Sampled next = sample(input, sampling);
-    out.tokens.push_back(next.token);
-    if (sampling.top_logprobs >= 0) out.logprobs.push_back(std::move(next.logprobs));
-    out.finish = finish_after(out.tokens, shape.eos, sampling);
-    if (out.finish == base::FinishReason::kNone && out.tokens.size() == most)
-      out.finish = base::FinishReason::kLength;
-    if (out.finish != base::FinishReason::kNone) return out;
-    run.append(next.token);
+    out.tokens.insert(out.tokens.end(), next.tokens.begin(), next.tokens.end());
+    std::move(next.logprobs.begin(), next.logprobs.end(), std::back_inserter(out.logprobs));
+    out.finish = next.finish;
+    if (out.finish != base::FinishReason::kNone) break;
+    next = run.round(next, out.drafts);
   }
+  if (options.at_end) options.at_end(run.seen());
+  return out;
 }
 
 }  // namespace model

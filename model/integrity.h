@@ -20,11 +20,14 @@ class Integrity {
 
   bool verify() const { return verify_; }
   uint64_t rows_checked() const { return rows_checked_.load(std::memory_order_relaxed); }
+  // Rows that no checksum can judge: the input was not finite, or the outputs leave f32's range.
+  uint64_t rows_unverifiable() const { return unverifiable_.load(std::memory_order_relaxed); }
   uint64_t transient_faults() const { return transient_.load(std::memory_order_relaxed); }
   bool broken() const { return broken_.load(std::memory_order_acquire); }
   std::string reason() const;  // why broken, for the log and the coordinator; empty when it is not
 
   void count_rows(uint64_t rows) { rows_checked_.fetch_add(rows, std::memory_order_relaxed); }
+  void count_unverifiable() { unverifiable_.fetch_add(1, std::memory_order_relaxed); }
   void count_transient() { transient_.fetch_add(1, std::memory_order_relaxed); }
   // The first reason stays.
   void break_down(std::string reason);
@@ -40,7 +43,7 @@ class Integrity {
 
  private:
   const bool verify_;
-  std::atomic<uint64_t> rows_checked_{0}, transient_{0};
+  std::atomic<uint64_t> rows_checked_{0}, unverifiable_{0}, transient_{0};
   std::atomic<bool> broken_{false};
   mutable std::mutex mutex_;
   std::string reason_;

@@ -39,13 +39,23 @@ class AlignedBuffer {
   size_t bytes_ = 0;
 };
 
-// A matrix W [outputs, inputs] laid out for multiply_panels(): panels of 16 outputs; in a panel,
-// for ascending input k, the 16 weights w[k] side by side. The last panel is filled up with zeros.
+// A matrix W [outputs, inputs] laid out for multiply_panels(): panels of 16 outputs, the last one
+// filled up with zeros.
+//   f32: in a panel, for ascending input k, the 16 weights w[k] side by side.
+//   bf16: for ascending pairs of inputs, for each of the 16 outputs its two weights, the even input
+//   first; an odd number of inputs is filled up with zeros. So one word holds two inputs of an
+//   output and widens by a shift or a mask.
 struct Panels {
   const void* data = nullptr;
   uint32_t outputs = 0, inputs = 0;
   bool bf16 = false;  // else f32
+  // Panels that lie behind these in memory and are likely to be wanted next: fetched ahead.
+  uint32_t following = 0;
 };
+// Weights in a panel, by the size of one.
+inline constexpr size_t panel_elements(size_t inputs, size_t weight_bytes) {
+  return (weight_bytes == 2 ? (inputs + 1) / 2 * 2 : inputs) * kPanel;
+}
 
 // y[r][j] = dot(x[r], w[j]).  x: rows of `x_stride` floats; y: rows of `y_stride` floats, outputs
 // written
@@ -70,17 +80,6 @@ void add_scaled(float w, std::span<const float> x, float* y);
 
 // bf16 or f32 KV values, widened.  out: [n]
 void widen_bf16(const uint16_t* in, size_t n, float* out);
-
-// absorb_tile() of numerics.h for several heads over the same latents.
-//   scores: [heads] rows of `score_stride` floats, n used, overwritten; latents: n rows of `stride`
-//   floats partials: [heads]; o has round_up_panel(width) values, of which the first `width` mean
-//   something. stride ≥ that.
-struct TileShape {
-  uint32_t heads = 0, n = 0, width = 0;
-  size_t score_stride = 0, stride = 0;
-};
-void absorb_tile_heads(const TileShape& shape, float* scores, const float* latents,
-                       Partial* partials);
 
 // The instruction set in use, for logs: "AVX3_ZEN4".
 const char* kernel_target();

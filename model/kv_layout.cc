@@ -37,23 +37,29 @@ void KvLayout::load(const std::byte* at, std::span<float> values) const {
   }
 }
 
-Shape shape_of(const ModelConfig& config, const base::Hash128& model_digest, KvType kv,
-               uint32_t span) {
+Shape shape_of(const ModelConfig& config, const base::Hash128& model_digest,
+               const EngineOptions& options) {
   Shape shape;
   shape.layers = config.layers;
   shape.hidden = config.hidden;
   shape.vocab = config.vocab;
   shape.experts = config.experts;
   shape.topk = config.topk;
-  shape.kv_row_bytes = KvLayout(config, kv).row_bytes();
+  shape.kv_row_bytes = KvLayout(config, options.kv).row_bytes();
   shape.ngram_context = config.ngram ? config.ngram->order - 1 : 0;
   shape.max_context = config.max_position;
+  shape.mtp_steps = options.mtp ? config.mtp_layers : 0;
   shape.eos.assign(config.eos.begin(), config.eos.end());
   shape.model_digest = model_digest;
-  const std::string layout =
-      fmt::format("kv {} bytes {} latent {} index {} span {} tile {} segment {} lanes {}",
-                  kv == KvType::kBf16 ? "bf16" : "f32", shape.kv_row_bytes, config.latent(),
-                  config.indexer ? config.indexer->head_dim : 0, span, kTile, kDotSegment, kLanes);
+  // All that decides the bits of a KV row, so that rows of different arithmetic never meet.
+  const HierarchicalIndex& index = options.hierarchical;
+  const std::string layout = fmt::format(
+      "kv {} bytes {} latent {} index {} span {} tile {} segment {} lanes {} weights {} mode {} "
+      "hierarchical {} {} {}",
+      options.kv == KvType::kBf16 ? "bf16" : "f32", shape.kv_row_bytes, config.latent(),
+      config.indexer ? config.indexer->head_dim : 0, options.span, kTile, kDotSegment, kLanes,
+      static_cast<int>(options.weights), static_cast<int>(options.mode), index.on,
+      index.on ? index.keep : 0, index.on ? index.from : 0);
   shape.layout_digest = base::hash128(layout);
   return shape;
 }

@@ -30,7 +30,7 @@ class KvLayout {
 };
 
 // The Shape of a model's engine, without the arithmetic digest.
-Shape shape_of(const ModelConfig& config, const base::Hash128& model_digest, KvType kv,
-               uint32_t span);
+Shape shape_of(const ModelConfig& config, const base::Hash128& model_digest,
+               const EngineOptions& options);
 
 }  // namespace model

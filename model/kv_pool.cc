@@ -9,24 +9,44 @@
 
 namespace model {
 
+namespace {
+
+// Pages come zeroed and only when touched, so a large pool costs nothing until it is used.
+std::byte* reserve(size_t bytes) {
+  void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  CHECK(memory != MAP_FAILED, "no address space for {} bytes of KV", bytes);
+  return static_cast<std::byte*>(memory);
+}
+
+}  // namespace
+
 KvPool::KvPool(uint32_t blocks, LayerRange layers, uint32_t row_bytes)
-    : total_(blocks), row_bytes_(row_bytes), layers_(layers), taken_(blocks, false) {
+    : total_(blocks),
+      row_bytes_(row_bytes),
+      layers_(layers),
+      taken_(blocks, false),
+      ready_(static_cast<size_t>(blocks) * layers.count(), 0) {
   CHECK(layers.begin < layers.end && row_bytes > 0,
         "a pool keeps at least one layer of some bytes");
   memory_bytes_ = static_cast<size_t>(blocks) * layers.count() * entry_bytes();
-  if (memory_bytes_ > 0) {
-    // Pages come zeroed and only when touched, so a large pool costs nothing until it is used.
-    void* memory = ::mmap(nullptr, memory_bytes_, PROT_READ | PROT_WRITE,
-                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    CHECK(memory != MAP_FAILED, "no address space for {} bytes of KV", memory_bytes_);
-    memory_ = static_cast<std::byte*>(memory);
-  }
+  if (memory_bytes_ > 0) memory_ = reserve(memory_bytes_);
   free_.reserve(blocks);
   for (uint32_t i = blocks; i > 0; --i) free_.push_back(i - 1);  // the lowest id leaves first
 }
 
 KvPool::~KvPool() {
   if (memory_ != nullptr) ::munmap(memory_, memory_bytes_);
+  if (derived_ != nullptr) ::munmap(derived_, ready_.size() * derived_bytes_);
+}
+
+void KvPool::reserve_derived(size_t bytes) {
+  std::call_once(derived_once_, [&] {
+    derived_bytes_ = bytes;
+    derived_ = reserve(ready_.size() * bytes);
+  });
+  CHECK(bytes == derived_bytes_, "{} derived bytes asked of entries with {}", bytes,
+        derived_bytes_);
 }
 
 base::Result<std::vector<BlockId>> KvPool::allocate(uint32_t blocks) {
@@ -44,6 +64,7 @@ void KvPool::release(std::span<const BlockId> blocks) {
   for (BlockId block : blocks) {
     CHECK(block < total_ && taken_[block], "KV block {} is released but not taken", block);
     taken_[block] = false;
+    for (uint32_t layer = layers_.begin; layer < layers_.end; ++layer) changed(block, layer);
     free_.push_back(block);
   }
 }
@@ -80,6 +101,7 @@ void copy_rows_in(const KvView& kv, uint32_t layer, uint32_t begin, uint32_t cou
   const size_t bytes = kv.pool->row_bytes();
   for_each_run(kv, layer, begin, count, [&](std::byte* row, uint32_t at, uint32_t rows) {
     std::memcpy(row, in + at * bytes, rows * bytes);
+    kv.pool->changed(kv.blocks[(begin + at) / kBlockTokens], layer);
   });
 }
 

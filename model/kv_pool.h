@@ -6,6 +6,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -39,9 +40,25 @@ class KvPool {
 
   // The entry's first row.  REQUIRES: layer in range
   std::byte* entry(BlockId block, uint32_t layer) {
-    return memory_ +
-           (static_cast<size_t>(block) * layers_.count() + (layer - layers_.begin)) * entry_bytes();
+    return memory_ + index(block, layer) * entry_bytes();
   }
+  // What an engine derives from the 64 rows of an entry, kept beside it and never part of what
+  // travels. `ready` is the engine's to set; it falls whenever a row of the entry is written or the
+  // block changes hands. Threads may use different blocks at the same time.
+  struct Derived {
+    std::byte* data = nullptr;
+    uint8_t& ready;
+  };
+  // Makes room for `bytes` an entry, the same in every call; costs memory when used. Any thread.
+  void reserve_derived(size_t bytes);
+  // REQUIRES: layer in range, room reserved
+  Derived derived(BlockId block, uint32_t layer) {
+    const size_t at = index(block, layer);
+    return {derived_ + at * derived_bytes_, ready_[at]};
+  }
+  // Rows of the entry have changed.
+  void changed(BlockId block, uint32_t layer) { ready_[index(block, layer)] = 0; }
+
   uint32_t row_bytes() const { return row_bytes_; }
   size_t entry_bytes() const { return static_cast<size_t>(row_bytes_) * kBlockTokens; }
   LayerRange layers() const { return layers_; }
@@ -49,18 +66,31 @@ class KvPool {
   uint32_t total() const { return total_; }
 
  private:
+  size_t index(BlockId block, uint32_t layer) const {
+    return static_cast<size_t>(block) * layers_.count() + (layer - layers_.begin);
+  }
+
   const uint32_t total_, row_bytes_;
   const LayerRange layers_;
   std::byte* memory_ = nullptr;
   size_t memory_bytes_ = 0;
   std::vector<BlockId> free_;
   std::vector<bool> taken_;
+  std::vector<uint8_t> ready_;  // [block, layer]
+  std::once_flag derived_once_;
+  std::byte* derived_ = nullptr;
+  size_t derived_bytes_ = 0;  // of an entry
 };
 
 // One sequence's KV: its blocks in position order.
 struct KvView {
   KvPool* pool = nullptr;
   std::span<const BlockId> blocks;
+  // Where a row is about to be written.
+  std::byte* write_row(uint32_t layer, uint32_t position) const {
+    pool->changed(blocks[position / kBlockTokens], layer);
+    return row(layer, position);
+  }
   std::byte* row(uint32_t layer, uint32_t position) const {
     return pool->entry(blocks[position / kBlockTokens], layer) +
            static_cast<size_t>(position % kBlockTokens) * pool->row_bytes();

@@ -6,25 +6,37 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "model/quantise.h"
 #include "model/tensor_list.h"
 
 namespace model {
 
-WeightFormat WeightReader::format_of(const std::string& name) const {
-  const Tensor* tensor = checkpoint_.find(name);
-  CHECK(tensor != nullptr, "{} was promised by Checkpoint::open", name);
-  return tensor->dtype == Dtype::kBf16 ? WeightFormat::kBf16 : WeightFormat::kF32;
+void WeightReader::read_values(const std::string& name, uint32_t row_begin, uint32_t rows,
+                               WeightFormat format, float* out) const {
+  const base::Status read = read_rows(checkpoint_, name, row_begin, rows, out);
+  CHECK(read.has_value(), "{}: {}", name, read.error().what);
+  if (format != WeightFormat::kBf16) return;
+  const size_t n = rows * columns_of(*checkpoint_.find(name));
+  for (size_t i = 0; i < n; ++i) out[i] = from_bf16(to_bf16(out[i]));
 }
 
 PackedMatrix WeightReader::matrix_rows(const std::string& name, uint32_t row_begin,
                                        uint32_t outputs, uint32_t inputs) const {
-  PackedMatrix packed(outputs, inputs, format_of(name));
-  std::vector<float> rows(static_cast<size_t>(kPanel) * inputs);
+  const MatrixFormat kind = loaded_format(checkpoint_, name, choice_);
+  PackedMatrix packed(outputs, inputs, kind.format, kind.group);
+  std::vector<float> rows(static_cast<size_t>(kPanel) * inputs);  // values, or scales
+  std::vector<int8_t> codes(is_integer(kind.format) ? rows.size() : 0);
   for (uint32_t at = 0; at < outputs; at += kPanel) {
     const uint32_t count = std::min(kPanel, outputs - at);
-    const base::Status read = read_rows(checkpoint_, name, row_begin + at, count, rows.data());
-    CHECK(read.has_value(), "{}: {}", name, read.error().what);
-    packed.set_rows(at, count, rows.data());
+    if (is_integer(kind.format)) {
+      const base::Status read =
+          load_codes(checkpoint_, name, kind, row_begin + at, count, codes.data(), rows.data());
+      CHECK(read.has_value(), "{}: {}", name, read.error().what);
+      packed.set_codes(at, count, codes.data(), rows.data());
+    } else {
+      read_values(name, row_begin + at, count, kind.format, rows.data());
+      packed.set_rows(at, count, rows.data());
+    }
   }
   packed.seal();
   return packed;
@@ -37,10 +49,11 @@ PackedMatrix WeightReader::matrix(const std::string& name, uint32_t outputs,
 
 PackedMatrix WeightReader::transposed_rows(const std::string& name, uint32_t row_begin,
                                            uint32_t rows, uint32_t columns) const {
+  const MatrixFormat kind = loaded_format(checkpoint_, name, choice_);
+  CHECK(!is_integer(kind.format), "{} has integer columns", name);
   std::vector<float> w(static_cast<size_t>(rows) * columns);
-  const base::Status read = read_rows(checkpoint_, name, row_begin, rows, w.data());
-  CHECK(read.has_value(), "{}: {}", name, read.error().what);
-  PackedMatrix packed(columns, rows, format_of(name));
+  read_values(name, row_begin, rows, kind.format, w.data());
+  PackedMatrix packed(columns, rows, kind.format);
   std::vector<float> column(rows);
   for (uint32_t j = 0; j < columns; ++j) {
     for (uint32_t k = 0; k < rows; ++k) column[k] = w[static_cast<size_t>(k) * columns + j];
@@ -67,31 +80,32 @@ MlpWeights WeightReader::mlp(const std::string& prefix, uint32_t hidden, uint32_
   return weights;
 }
 
-LocalEngine::LocalEngine(const Checkpoint& checkpoint, const EngineOptions& options, Shape shape)
+LocalEngine::LocalEngine(const Checkpoint& checkpoint, const EngineOptions& options, Shape shape,
+                         TensorDigests digests)
     : checkpoint_(checkpoint),
+      digests_(std::move(digests)),
+      choice_(options.weights),
       config_(checkpoint.config()),
-      kv_(options.kv),
-      span_(options.span),
       range_(options.layers.count() > 0 ? options.layers
                                         : LayerRange{0, checkpoint.config().layers}),
       shape_(std::move(shape)),
       pool_(options.threads),
       integrity_(options.verify_products),
       compute_{pool_, integrity_, options.mode},
-      rope_(checkpoint.config()),
+      attention_(config_, options, compute_),
       layers_(range_.count()) {
-  const WeightReader read(checkpoint);
+  const WeightReader read(checkpoint, choice_);
   for (uint32_t layer = range_.begin; layer < range_.end; ++layer) {
     load_layer(layer);
     if (options.progress) options.progress((layer - range_.begin + 1.0) / range_.count());
   }
   if (options.embedding && config_.ngram) {
-    for (uint32_t i = 0; i < config_.ngram->tables(); ++i) {
-      ngram_tables_.push_back(ngram_table_name(config_.ngram->oe_names, i));
+    ngram_ = std::make_unique<NgramTables>(checkpoint);
+    for (uint32_t i = 0; i < config_.ngram->tables(); ++i)
       ngram_projections_.push_back(read.matrix(ngram_projection_name(config_.ngram->oe_names, i),
                                                config_.hidden, config_.ngram_dim()));
-    }
   }
+  if (shape_.mtp_steps > 0) load_draft(read);
   if (options.head) {
     final_norm_ = read.vector("model.norm.weight", config_.hidden);
     lm_head_ = read.matrix("lm_head.weight", config_.vocab, config_.hidden);
@@ -117,9 +131,18 @@ void LocalEngine::load_attention(const WeightReader& read, const std::string& pr
   out.o = read.matrix(prefix + "o_proj.weight", c.hidden, c.heads * c.v_dim);
 }
 
+void LocalEngine::load_indexer(const WeightReader& read, const std::string& prefix,
+                               IndexerWeights& out) const {
+  const IndexerConfig& index = *config_.indexer;
+  out.wq_b = read.matrix(prefix + "wq_b.weight", index.heads * index.head_dim, config_.q_lora);
+  out.wk = read.matrix(prefix + "wk.weight", index.head_dim, config_.hidden);
+  out.weights_proj = read.matrix(prefix + "weights_proj.weight", index.heads, config_.hidden);
+  out.k_norm = read.vector(prefix + "k_norm.weight", index.head_dim);
+}
+
 void LocalEngine::load_layer(uint32_t layer) {
   const ModelConfig& c = config_;
-  const WeightReader read(checkpoint_);
+  const WeightReader read(checkpoint_, choice_);
   const std::string prefix = fmt::format("model.layers.{}.", layer);
   LayerWeights& w = layers_[layer - range_.begin];
   for (uint32_t j = 0; j < 2; ++j) {
@@ -131,15 +154,7 @@ void LocalEngine::load_layer(uint32_t layer) {
         read.vector(fmt::format("{}post_attention_layernorm.{}.weight", prefix, j), c.hidden);
     w.mlp[j] = read.mlp(fmt::format("{}mlps.{}.", prefix, j), c.hidden, c.ffn);
   }
-  if (c.indexer) {
-    const std::string indexer = prefix + "self_attn.0.indexer.";
-    w.indexer.wq_b =
-        read.matrix(indexer + "wq_b.weight", c.indexer->heads * c.indexer->head_dim, c.q_lora);
-    w.indexer.wk = read.matrix(indexer + "wk.weight", c.indexer->head_dim, c.hidden);
-    w.indexer.weights_proj =
-        read.matrix(indexer + "weights_proj.weight", c.indexer->heads, c.hidden);
-    w.indexer.k_norm = read.vector(indexer + "k_norm.weight", c.indexer->head_dim);
-  }
+  if (c.indexer) load_indexer(read, prefix + "self_attn.0.indexer.", w.indexer);
   w.router =
       read.matrix(prefix + "mlp.router.classifier.weight", c.experts + c.zero_experts, c.hidden);
   const uint32_t choices = c.experts + c.zero_experts;
@@ -154,41 +169,11 @@ LocalEngine::Scratch& LocalEngine::scratch(Pass& pass) const {
   return s;
 }
 
-void LocalEngine::embed(Pass& pass) {
-  const ModelConfig& c = config_;
-  const uint32_t rows = pass.rows();
-  pass.h.resize(static_cast<size_t>(rows) * c.hidden);
-  const char* word_table = checkpoint_.find(kWordTable) != nullptr ? kWordTable : kWordTableAlias;
-  const uint32_t tables = c.ngram ? c.ngram->tables() : 0;
-  const uint32_t dim = c.ngram ? c.ngram_dim() : 0;
-  std::vector<uint64_t> ids(tables), all_ids(static_cast<size_t>(tables) * rows);
-  std::vector<float> entry(dim), projected(c.hidden);
-  std::vector<TokenId> before;
-  for (const Segment& segment : pass.segments) {
-    before.assign(segment.context.begin(), segment.context.end());
-    for (uint32_t i = 0; i < segment.count; ++i) {
-      const uint32_t row = segment.row + i;
-      const TokenId token = pass.tokens[row];
-      float* h = pass.h.data() + static_cast<size_t>(row) * c.hidden;
-      CHECK(token < c.vocab, "token {} of a vocabulary of {}", token, c.vocab);
-      CHECK(read_rows(checkpoint_, word_table, token, 1, h).has_value(), "{} row {}", word_table,
-            token);
-      if (!c.ngram) continue;
-      ngram_ids(c, before, token, ids.data());
-      for (uint32_t t = 0; t < tables; ++t) {
-        all_ids[static_cast<size_t>(t) * rows + row] = ids[t];
-        const std::string& name = ngram_tables_[t];
-        CHECK(read_rows(checkpoint_, name, ids[t], 1, entry.data()).has_value(), "{} row {}", name,
-              ids[t]);
-        multiply(compute_,
-                 {&ngram_projections_[t], entry.data(), dim, 1, projected.data(), c.hidden});
-        for (uint32_t k = 0; k < c.hidden; ++k) h[k] = h[k] + projected[k];
-      }
-      for (uint32_t k = 0; k < c.hidden; ++k) h[k] = h[k] / static_cast<float>(1 + tables);
-      before.push_back(token);
-    }
-  }
-  if (probe_ != nullptr && c.ngram) probe_->ngram_ids(all_ids);
+void LocalEngine::attend(uint32_t layer, uint32_t j, Pass& pass) {
+  const LayerWeights& w = weights(layer);
+  const bool indexes = config_.indexer && j == 0;  // attention 1 takes the same positions
+  attention_.run({w.attention[j], indexes ? &w.indexer : nullptr, layer, j}, pass,
+                 scratch(pass).attention);
 }
 
 void LocalEngine::run_mlp(const MlpWeights& mlp, const float* x, uint32_t rows, float* y,
@@ -253,9 +238,13 @@ void LocalEngine::mlp(uint32_t layer, uint32_t j, Pass& pass) {
 const MlpWeights& LocalEngine::expert(uint32_t layer, uint32_t id) {
   ExpertSlot& slot = *experts_[static_cast<size_t>(layer - range_.begin) * config_.experts + id];
   std::call_once(slot.once, [&] {
-    const WeightReader read(checkpoint_);
-    slot.weights = read.mlp(fmt::format("model.layers.{}.mlp.experts.{}.", layer, id),
-                            config_.hidden, config_.expert_ffn);
+    const std::string prefix = fmt::format("model.layers.{}.mlp.experts.{}.", layer, id);
+    for (const char* part : {"gate_proj.weight", "up_proj.weight", "down_proj.weight"}) {
+      const base::Status sound = digests_.check(checkpoint_, prefix + part);
+      if (!sound) integrity_.break_down(sound.error().what);
+    }
+    const WeightReader read(checkpoint_, choice_);
+    slot.weights = read.mlp(prefix, config_.hidden, config_.expert_ffn);
   });
   return slot.weights;
 }
@@ -317,28 +306,33 @@ void LocalEngine::combine(uint32_t layer, Pass& pass) {
   }
 }
 
+void LocalEngine::final_norm(const Pass& pass, std::span<const uint32_t> rows,
+                             std::vector<float>& out) {
+  const size_t hidden = config_.hidden;
+  out.resize(rows.size() * hidden);
+  for (size_t i = 0; i < rows.size(); ++i)
+    std::copy_n(pass.h.data() + rows[i] * hidden, hidden, out.data() + i * hidden);
+  rms_norm_rows({.rows = static_cast<uint32_t>(rows.size()),
+                 .n = config_.hidden,
+                 .x_stride = hidden,
+                 .y_stride = hidden,
+                 .eps = static_cast<float>(config_.rms_eps),
+                 .scale = 1},
+                out.data(), final_norm_.data(), out.data());
+}
+
 void LocalEngine::head(const Pass& pass, std::span<const uint32_t> rows, std::span<float> logits,
                        std::vector<float>* final_hidden) {
-  const ModelConfig& c = config_;
-  const auto count = static_cast<uint32_t>(rows.size());
-  std::vector<float> normed(rows.size() * c.hidden);
-  for (uint32_t i = 0; i < count; ++i) {
-    rms_norm_rows({.rows = 1,
-                   .n = c.hidden,
-                   .x_stride = 0,
-                   .y_stride = 0,
-                   .eps = static_cast<float>(c.rms_eps),
-                   .scale = 1},
-                  pass.h.data() + static_cast<size_t>(rows[i]) * c.hidden, final_norm_.data(),
-                  normed.data() + static_cast<size_t>(i) * c.hidden);
-  }
-  multiply(compute_, {&lm_head_, normed.data(), c.hidden, count, logits.data(), c.vocab});
+  std::vector<float> normed;
+  final_norm(pass, rows, normed);
+  multiply(compute_, {&lm_head_, normed.data(), config_.hidden, static_cast<uint32_t>(rows.size()),
+                      logits.data(), config_.vocab});
   if (final_hidden != nullptr) *final_hidden = std::move(normed);
 }
 
 base::Result<std::unique_ptr<Engine>> make_local_engine(const Checkpoint& checkpoint,
                                                         const EngineOptions& options) {
-  Shape shape = TRY(shape_of(checkpoint, options.kv, options.span));
+  Shape shape = TRY(shape_of(checkpoint, options));
   const base::Hash128 ours = arithmetic_digest(local_ops(), Rope(checkpoint.config()));
   if (ours != shape.arithmetic_digest) {
     return base::fail(
@@ -346,8 +340,10 @@ base::Result<std::unique_ptr<Engine>> make_local_engine(const Checkpoint& checkp
         "the kernels for {} do not give the reference's bits on this machine ({} instead of {})",
         kernel_target(), ours.hex(), shape.arithmetic_digest.hex());
   }
+  TensorDigests digests = TRY(TensorDigests::load(checkpoint.folder()));
+  TRY(digests.check_loaded(checkpoint, options));
   return std::unique_ptr<Engine>(
-      std::make_unique<LocalEngine>(checkpoint, options, std::move(shape)));
+      std::make_unique<LocalEngine>(checkpoint, options, std::move(shape), std::move(digests)));
 }
 
 }  // namespace model

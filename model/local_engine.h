@@ -2,6 +2,7 @@
 // when first used or prepared). Inside: one struct of packed weights per layer, scratch per pass,
 // and the pieces of Engine over them.
 #pragma once
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -9,35 +10,20 @@
 #include <vector>
 
 #include "model/checkpoint.h"
+#include "model/draft_sets.h"
 #include "model/engine.h"
 #include "model/kernels.h"
+#include "model/local_attention.h"
 #include "model/multiply.h"
+#include "model/ngram_tables.h"
 #include "model/numerics.h"
+#include "model/tensor_digests.h"
 
 namespace model {
 
 struct MlpWeights {
   PackedMatrix gate, up;  // [ffn, hidden]
   PackedMatrix down;      // [hidden, ffn]
-};
-
-struct IndexerWeights {
-  PackedMatrix wq_b;          // [heads · dim, q_lora]
-  PackedMatrix wk;            // [dim, hidden]
-  PackedMatrix weights_proj;  // [heads, hidden]
-  std::vector<float> k_norm;  // [dim]
-};
-
-struct AttentionWeights {
-  std::vector<float> input_norm;       // [hidden]
-  std::vector<float> q_a_norm;         // [q_lora]
-  std::vector<float> kv_a_norm;        // [kv_lora]
-  PackedMatrix q_a;                    // [q_lora, hidden]
-  PackedMatrix q_b;                    // [heads · (nope + rope), q_lora]
-  PackedMatrix kv_a;                   // [kv_lora + rope, hidden]
-  std::vector<PackedMatrix> absorb_k;  // per head [kv_lora, nope]: W_kᵀ
-  std::vector<PackedMatrix> absorb_v;  // per head [v_dim, kv_lora]
-  PackedMatrix o;                      // [hidden, heads · v_dim]
 };
 
 struct LayerWeights {
@@ -50,16 +36,27 @@ struct LayerWeights {
   std::vector<float> correction_bias;  // [experts + zero], moves the choice, not the weights
 };
 
+// The MTP block: its attention is attention[0], its MLP mlp[1] of `layer`.
+struct DraftWeights {
+  std::string word_table;             // its own, or the trunk's
+  std::vector<float> embedding_norm;  // [hidden]
+  std::vector<float> hidden_norm;     // [hidden]
+  PackedMatrix join;                  // eh_proj [hidden, 2 · hidden]
+  LayerWeights layer;
+  std::vector<float> norm;  // [hidden]
+};
+
 // Routed experts, packed once, on first use, whoever comes first.
 struct ExpertSlot {
   std::once_flag once;
   MlpWeights weights;
 };
 
-// Reads tensors of a checkpoint into packed form. bf16 stays bf16, everything else becomes f32.
+// Reads tensors of a checkpoint into packed form, in the formats of loaded_format() (quantise.h).
 class WeightReader {
  public:
-  explicit WeightReader(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
+  WeightReader(const Checkpoint& checkpoint, WeightChoice choice)
+      : checkpoint_(checkpoint), choice_(choice) {}
   PackedMatrix matrix(const std::string& name, uint32_t outputs, uint32_t inputs) const;
   // Rows [row_begin, row_begin + outputs) of the tensor.
   PackedMatrix matrix_rows(const std::string& name, uint32_t row_begin, uint32_t outputs,
@@ -71,13 +68,17 @@ class WeightReader {
   MlpWeights mlp(const std::string& prefix, uint32_t hidden, uint32_t ffn) const;
 
  private:
-  WeightFormat format_of(const std::string& name) const;
+  // The values of rows of a tensor, rounded to `format`.
+  void read_values(const std::string& name, uint32_t row_begin, uint32_t rows, WeightFormat format,
+                   float* out) const;
   const Checkpoint& checkpoint_;
+  const WeightChoice choice_;
 };
 
 class LocalEngine final : public Engine {
  public:
-  LocalEngine(const Checkpoint& checkpoint, const EngineOptions& options, Shape shape);
+  LocalEngine(const Checkpoint& checkpoint, const EngineOptions& options, Shape shape,
+              TensorDigests digests);
 
   const Shape& shape() const override { return shape_; }
   void embed(Pass& pass) override;
@@ -89,85 +90,70 @@ class LocalEngine final : public Engine {
   void combine(uint32_t layer, Pass& pass) override;
   void head(const Pass& pass, std::span<const uint32_t> rows, std::span<float> logits,
             std::vector<float>* final_hidden) override;
+  void final_norm(const Pass& pass, std::span<const uint32_t> rows,
+                  std::vector<float>& out) override;
+  void prefetch(const Pass& pass) override;
+  void draft(Pass& pass, DraftIndex index) override;
+  void draft_head(const Pass& pass, std::span<const uint32_t> rows,
+                  std::span<float> logits) override;
   const Integrity* integrity() const override { return &integrity_; }
-  void set_probe(Probe* probe) override { probe_ = probe; }
+  void inject(base::FaultPoint fault) override;
+  void set_probe(Probe* probe) override {
+    probe_ = probe;
+    attention_.set_probe(probe);
+  }
   void prepare_experts(LayerRange layers, std::span<const uint16_t> experts) override;
 
  private:
   struct Scratch;
-  struct Queries;
 
-  const LayerWeights& weights(uint32_t layer) const { return layers_[layer - range_.begin]; }
+  // Layer config.layers is the MTP block.
+  const LayerWeights& weights(uint32_t layer) const {
+    return layer == config_.layers ? draft_->layer : layers_[layer - range_.begin];
+  }
   const MlpWeights& expert(uint32_t layer, uint32_t id);
   Scratch& scratch(Pass& pass) const;
   void load_layer(uint32_t layer);
   void load_attention(const WeightReader& read, const std::string& prefix,
                       AttentionWeights& out) const;
+  void load_indexer(const WeightReader& read, const std::string& prefix, IndexerWeights& out) const;
+  void load_draft(const WeightReader& read);
+  void spoil_next(Pass& pass);  // when inject() has asked for it
+  // Word rows of the pass's tokens.  out: [rows, hidden]
+  void read_words(const std::string& table, const Pass& pass, float* out) const;
   void run_mlp(const MlpWeights& mlp, const float* x, uint32_t rows, float* y,
                std::vector<float>& gate, std::vector<float>& up) const;
 
-  // attention, in local_attention.cc
-  void project_queries(uint32_t layer, uint32_t j, const Pass& pass, Scratch& s) const;
-  void write_kv(uint32_t layer, uint32_t j, const Pass& pass, Scratch& s) const;
-  void write_index_keys(uint32_t layer, const Pass& pass, Scratch& s) const;
-  void choose_positions(uint32_t layer, const Pass& pass, Scratch& s) const;
-  void attend_dense(const Segment& segment, uint32_t layer, uint32_t j, uint32_t first,
-                    uint32_t count, Scratch& s) const;
-  void attend_sparse(const Segment& segment, uint32_t layer, uint32_t j, uint32_t row,
-                     Scratch& s) const;
-  void finish_rows(uint32_t layer, uint32_t j, uint32_t first, uint32_t count, Scratch& s) const;
-  // Latent rows of `count` positions (contiguous from `begin`, or those listed) of one attention,
-  // widened, in rows of tile_stride().
-  void read_latents(const Segment& segment, uint32_t layer, uint32_t j,
-                    std::span<const uint32_t> positions, float* out) const;
-  void read_values(const std::byte* from, uint32_t n, float* out) const;
-  void write_values(const float* values, uint32_t n, std::byte* to) const;
-  size_t value_bytes() const { return kv_ == KvType::kBf16 ? 2 : 4; }
-  size_t tile_stride() const { return round_up_panel(config_.latent()); }
-
   // Constant after construction.
   const Checkpoint& checkpoint_;
+  const TensorDigests digests_;
+  const WeightChoice choice_;
   const ModelConfig config_;
-  const KvType kv_;
-  const uint32_t span_;
   const LayerRange range_;
   const Shape shape_;
   mutable ThreadPool pool_;
   mutable Integrity integrity_;
   const Compute compute_;
-  const Rope rope_;
+  LocalAttention attention_;
   std::vector<LayerWeights> layers_;
-  std::vector<std::string> ngram_tables_;  // names, so that a look-up builds none
+  std::unique_ptr<DraftWeights> draft_;  // null unless loaded
+  std::unique_ptr<NgramTables> ngram_;   // null unless the node embeds and the model has any
   std::vector<PackedMatrix> ngram_projections_;
   std::vector<float> final_norm_;
   PackedMatrix lm_head_;
   Probe* probe_ = nullptr;
+  std::atomic<bool> nan_next_{false}, product_fault_next_{false};  // injected, not yet come true
   // Filled on demand, each slot guarded by its own flag.
   std::vector<std::unique_ptr<ExpertSlot>> experts_;  // [layers in range · experts]
 };
 
 struct LocalEngine::Scratch final : Pass::Scratch {
   uint32_t rows = 0;
-  std::vector<float> x;         // [rows, hidden] normalised input
-  std::vector<float> q_lora;    // [rows, q_lora]
-  std::vector<float> q_heads;   // [rows, heads, nope + rope]
-  std::vector<float> q_latent;  // [rows, heads, latent]: what meets the cache
-  std::vector<float> kv;        // [rows, latent]
-  std::vector<float> index_q;   // [rows, index heads, dim]
-  std::vector<float> index_w;   // [rows, index heads]
-  std::vector<float> cos, sin;  // [rows, rope / 2]
-  std::vector<std::vector<uint32_t>>
-      chosen;                     // [rows]: the LSA set; empty: every position up to the row's own
-  std::vector<float> out_latent;  // [rows, heads, kv_lora]
-  std::vector<float> out_heads;   // [rows, heads · v_dim]
-  std::vector<float> y;           // [rows, hidden]
+  AttentionScratch attention;
+  DraftSets draft_sets;
+  std::vector<float> x;  // [rows, hidden] normalised input
+  std::vector<float> y;  // [rows, hidden]
   std::vector<float> gate, up, logits;
-  // one tile of the cache
-  std::vector<float> latents;               // [128, tile_stride]
-  AlignedBuffer keys;                       // the tile as panels of positions
-  std::vector<float> scores;                // [queries · heads, 128]
-  std::vector<Partial> partials;            // [queries · heads] of the span at hand
-  std::vector<std::vector<Partial>> spans;  // [queries · heads][span]
 };
 
 }  // namespace model

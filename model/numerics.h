@@ -75,11 +75,24 @@ void ngram_ids(const ModelConfig& config, std::span<const TokenId> before, Token
 void select_experts(const ModelConfig& config, std::span<float> logits, std::span<const float> bias,
                     uint32_t* ids, float* weights);
 
+// Appends the indices of the `need` highest values, ascending; of equals the lower index first, NaN
+// above all, −0 like +0.
+void select_highest(std::span<const float> values, size_t need, std::vector<uint32_t>& out);
+
 // Positions that a query at position scores.size() − 1 attends (LSA): all when they fit the budget,
 // else the first init_tokens, the last local_tokens and the highest scores, the lower position
 // first among equals. out: ascending.
 void select_positions(const IndexerConfig& indexer, std::span<const float> scores,
                       std::vector<uint32_t>& out);
+// Of the forced positions among `count` (first init_tokens, last local_tokens) the part that fits
+// the budget, and how many more fit it. Between the two runs lie the positions chosen by score.
+struct ForcedPositions {
+  uint32_t sink_end = 0;     // [0, sink_end) is forced
+  uint32_t local_begin = 0;  // [local_begin, local_end) is forced
+  uint32_t local_end = 0;
+  uint32_t free = 0;
+};
+ForcedPositions forced_positions(const IndexerConfig& indexer, uint32_t count);
 
 // --- attention partials
 
@@ -105,6 +118,11 @@ struct ProbedOps {
   // y[j] = dot(x, w[j]); w: [y.size(), x.size()]
   std::function<void(std::span<const float> x, std::span<const float> w, std::span<float> y)>
       project;
+  // y[j] = dot(x, codes of j · scales) of integer weights: int8 where `group` is 0, else int4.
+  // codes: [y.size(), x.size()]; scales: [y.size(), 1 or x.size() / group]
+  std::function<void(std::span<const float> x, const int8_t* codes, const float* scales,
+                     uint32_t group, std::span<float> y)>
+      project_codes;
   std::function<void(std::span<const float> x, const float* w, float eps, float* y)> rms_norm;
   std::function<void(std::span<float> values)> exp;   // in place
   std::function<void(std::span<float> values)> silu;  // in place

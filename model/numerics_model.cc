@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "base/rng.h"
 #include "model/numerics.h"
+#include "model/numerics_int.h"
 
 namespace model {
 namespace {
@@ -143,28 +144,81 @@ void select_experts(const ModelConfig& config, std::span<float> logits, std::spa
   }
 }
 
+void select_highest(std::span<const float> values, size_t need, std::vector<uint32_t>& out) {
+  if (need == 0) return;
+  if (need >= values.size()) {
+    for (uint32_t i = 0; i < values.size(); ++i) out.push_back(i);
+    return;
+  }
+  // Narrows the range of keys that holds the last one to take, by histograms.
+  constexpr uint32_t kBins = 2048;
+  thread_local std::vector<uint32_t> keys, within;
+  keys.resize(values.size());
+  uint32_t low = UINT32_MAX, high = 0;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const uint32_t key = ordered(values[i]);
+    keys[i] = key;
+    low = std::min(low, key);
+    high = std::max(high, key);
+  }
+  std::span<const uint32_t> candidates = keys;  // those in [low, high]
+  size_t left = need;                           // to take of them
+  while (low < high) {
+    const uint32_t width = static_cast<uint32_t>(std::bit_width(high - low));
+    const uint32_t shift = width > 11 ? width - 11 : 0;
+    std::array<uint32_t, kBins> bins{};
+    for (const uint32_t key : candidates) ++bins[(key - low) >> shift];
+    uint32_t bin = (high - low) >> shift;
+    for (; bins[bin] < left; --bin) left -= bins[bin];
+    const uint32_t first = low + (bin << shift);
+    size_t n = 0;
+    if (candidates.data() == keys.data()) within.resize(keys.size());
+    for (const uint32_t key : candidates) {
+      within[n] = key;
+      n += ((key - low) >> shift) == bin ? 1 : 0;
+    }
+    candidates = std::span(within).first(n);
+    low = first;
+    high = first + ((1u << shift) - 1);
+  }
+  const size_t at = out.size();
+  out.resize(at + need);
+  uint32_t* to = out.data() + at;
+  for (uint32_t i = 0; i < keys.size() && to != out.data() + out.size(); ++i) {
+    const bool equal = keys[i] == low && left > 0;
+    *to = i;
+    to += keys[i] > low || equal ? 1 : 0;
+    left -= equal ? 1 : 0;
+  }
+}
+
+ForcedPositions forced_positions(const IndexerConfig& indexer, uint32_t count) {
+  ForcedPositions forced;
+  forced.sink_end = std::min({indexer.init_tokens, count, indexer.topk});
+  const uint32_t local_begin = count - std::min(indexer.local_tokens, count);
+  forced.local_begin = std::max(local_begin, std::min(indexer.init_tokens, count));
+  forced.local_end = std::min(count, forced.local_begin + (indexer.topk - forced.sink_end));
+  forced.free = indexer.topk - forced.sink_end - (forced.local_end - forced.local_begin);
+  return forced;
+}
+
 void select_positions(const IndexerConfig& indexer, std::span<const float> scores,
                       std::vector<uint32_t>& out) {
   const auto count = static_cast<uint32_t>(scores.size());
+  out.clear();
   if (count <= indexer.topk) {
     out.resize(count);
     std::iota(out.begin(), out.end(), 0u);
     return;
   }
-  out.clear();
-  const uint32_t local_begin = count - std::min(indexer.local_tokens, count);
-  std::vector<uint64_t> rest;
-  for (uint32_t s = 0; s < count; ++s) {
-    if (s < indexer.init_tokens || s >= local_begin) {
-      if (out.size() < indexer.topk) out.push_back(s);
-    } else {
-      rest.push_back(preference(scores[s], s));
-    }
+  const ForcedPositions forced = forced_positions(indexer, count);
+  for (uint32_t s = 0; s < forced.sink_end; ++s) out.push_back(s);
+  if (forced.free > 0) {
+    const uint32_t begin = forced.sink_end;
+    select_highest(scores.subspan(begin, forced.local_begin - begin), forced.free, out);
+    for (size_t i = begin; i < out.size(); ++i) out[i] += begin;
   }
-  const auto need = static_cast<ptrdiff_t>(std::min(indexer.topk - out.size(), rest.size()));
-  std::nth_element(rest.begin(), rest.begin() + need, rest.end(), std::greater<>());
-  for (ptrdiff_t i = 0; i < need; ++i) out.push_back(index_of(rest[static_cast<size_t>(i)]));
-  std::sort(out.begin(), out.end());
+  for (uint32_t s = forced.local_begin; s < forced.local_end; ++s) out.push_back(s);
 }
 
 ProbedOps reference_ops() {
@@ -172,6 +226,7 @@ ProbedOps reference_ops() {
   ops.project = [](std::span<const float> x, std::span<const float> w, std::span<float> y) {
     for (size_t j = 0; j < y.size(); ++j) y[j] = dot(x, w.subspan(j * x.size(), x.size()));
   };
+  ops.project_codes = int_dots;
   ops.rms_norm = [](std::span<const float> x, const float* w, float eps, float* y) {
     rms_norm(x, w, eps, y);
   };
@@ -201,6 +256,13 @@ base::Hash128 arithmetic_digest(const ProbedOps& ops, const Rope& rope) {
   std::vector<float> y(kOutputs);
   ops.project(x, w, y);
   keep(y);
+  std::vector<int8_t> codes(kDepth * kOutputs);
+  for (const uint32_t group : {0u, 32u}) {
+    const size_t depth = group == 0 ? kDepth : kDepth / group * group;
+    for (int8_t& code : codes) code = static_cast<int8_t>(static_cast<int>(rng.below(16)) - 8);
+    ops.project_codes(std::span(x).first(depth), codes.data(), w.data(), group, y);
+    keep(y);
+  }
   std::vector<float> norm(kDepth);
   ops.rms_norm(x, w.data(), 1e-5f, norm.data());
   keep(norm);

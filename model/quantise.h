@@ -36,9 +36,10 @@ struct QuantisedRows {
 // codes of 0. A row with a value that is not finite gets codes of 0 and scale NaN, so that products
 // with it fail the non-finite guard.  w: [rows, columns]
 QuantisedRows quantise_int8(uint32_t rows, uint32_t columns, const float* w);
-// A group's scale is the one of a fixed list of candidates m / −8 … (m: the value of largest
-// magnitude, so the scale may be negative), each also refined by least squares, with the smallest
-// squared error, the first among equals.  REQUIRES: is_int4_group(group), columns % group == 0
+// With m the group's value of largest magnitude (the first among equals): of the scales m / −d, d
+// in a fixed list around 8, the one whose codes fit best (least squares), refined to the best scale
+// for those codes; code = rint(w / scale) within −8…7. The scale may be negative. REQUIRES:
+// is_int4_group(group), columns % group == 0
 QuantisedRows quantise_int4(uint32_t rows, uint32_t columns, uint32_t group, const float* w);
 
 struct MatrixFormat {
@@ -52,9 +53,10 @@ inline uint32_t scales_in_row(MatrixFormat f, uint32_t columns) {
 }
 
 // Which tensors a choice of kInt8 or kInt4 turns into integers, and into which; nothing: the tensor
-// stays as it is stored. Projections of attention except kv_b_proj, dense MLPs, experts and lm_head,
-// in the MTP block too; never eh_proj, router, norms, embeddings, n-gram tables and projections, the
-// indexer. kInt4: experts and dense MLPs whose inputs `group` divides are int4, the others int8.
+// stays as it is stored. Projections of attention except kv_b_proj, dense MLPs, experts and
+// lm_head, in the MTP block too; never eh_proj, router, norms, embeddings, n-gram tables and
+// projections, the indexer. kInt4: experts and dense MLPs whose inputs `group` divides are int4,
+// the others int8.
 std::optional<MatrixFormat> quantised_format(std::string_view name, uint32_t columns,
                                              WeightChoice choice, uint32_t group = kInt4Group);
 // How a tensor is stored; fp8, f16 and f32 count as f32.  REQUIRES: the tensor is there
@@ -66,14 +68,17 @@ MatrixFormat loaded_format(const Checkpoint& checkpoint, const std::string& name
                            WeightChoice choice);
 
 // The stored codes and scales of rows [row_begin, row_begin + rows).  codes: [rows, columns],
-// scales: [rows, scales_in_row].  kNotFound, kInvalidArgument (not stored as integers, no such rows)
+// scales: [rows, scales_in_row].  kNotFound, kInvalidArgument (not stored as integers, no such
+// rows)
 base::Status read_codes(const Checkpoint& checkpoint, const std::string& name, uint64_t row_begin,
                         uint64_t rows, int8_t* codes, float* scales);
 // Codes and scales in `format`: as stored when they are stored in it, else quantised from the rows'
 // values.  format: integer
 base::Status load_codes(const Checkpoint& checkpoint, const std::string& name, MatrixFormat format,
                         uint64_t row_begin, uint64_t rows, int8_t* codes, float* scales);
-// Inputs of a stored matrix, whatever its packing.  REQUIRES: a matrix that is there
-uint64_t columns_of(const Checkpoint& checkpoint, const Tensor& tensor);
+// Values in a row of a stored matrix, whatever its packing.  REQUIRES: one or two dimensions
+inline uint64_t columns_of(const Tensor& tensor) {
+  return tensor.shape.back() * (tensor.dtype == Dtype::kU8 ? 2 : 1);
+}
 
 }  // namespace model

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "model/checkpoint.h"
+#include "model/quantise.h"
 
 namespace model {
 namespace {
@@ -102,53 +103,97 @@ void copy_fp8(const Tensor& tensor, const Tensor& scales, uint32_t block, uint64
   }
 }
 
-// W[r][c] = int8[r][c] · scale[r], rounded once.
-void copy_int8(const Tensor& tensor, const Tensor& scales, uint64_t row_begin, uint64_t rows,
-               uint64_t columns, float* out) {
-  for (uint64_t r = 0; r < rows; ++r) {
-    const std::byte* from = tensor.bytes.data() + (row_begin + r) * columns;
-    const float scale = plain(scales, row_begin + r);
-    for (uint64_t c = 0; c < columns; ++c)
-      out[c] = static_cast<float>(load<int8_t>(from + c)) * scale;
-    out += columns;
+// One row of codes as they are stored: I8, or U8 with two codes a byte.
+void unpack_codes(const Tensor& tensor, uint64_t row, uint64_t columns, int8_t* codes) {
+  if (tensor.dtype == Dtype::kI8) {
+    std::memcpy(codes, tensor.bytes.data() + row * columns, columns);
+    return;
+  }
+  const std::byte* from = tensor.bytes.data() + row * (columns / 2);
+  for (uint64_t c = 0; c < columns; c += 2) {
+    const auto pair = std::to_integer<int>(from[c / 2]);
+    codes[c] = static_cast<int8_t>((pair & 15) - 8);
+    codes[c + 1] = static_cast<int8_t>((pair >> 4) - 8);
   }
 }
 
-}  // namespace
+// W[r][c] = code[r][c] · scale[r], or · scale[r][c / group]; rounded once.
+base::Status copy_codes(const Checkpoint& checkpoint, const std::string& name, uint64_t row_begin,
+                        uint64_t rows, uint64_t columns, float* out) {
+  const MatrixFormat format = stored_format(checkpoint, name);
+  const uint64_t in_row = scales_in_row(format, static_cast<uint32_t>(columns));
+  const uint64_t group = columns / in_row;
+  std::vector<int8_t> codes(columns);
+  std::vector<float> scales(in_row);
+  for (uint64_t r = 0; r < rows; ++r, out += columns) {
+    TRY(read_codes(checkpoint, name, row_begin + r, /*rows=*/1, codes.data(), scales.data()));
+    for (uint64_t g = 0; g < in_row; ++g)
+      for (uint64_t c = g * group; c < (g + 1) * group; ++c)
+        out[c] = static_cast<float>(codes[c]) * scales[g];
+  }
+  return {};
+}
 
-base::Status read_rows(const Checkpoint& checkpoint, const std::string& name, uint64_t row_begin,
-                       uint64_t rows, float* out) {
+// The tensor, if it is a matrix or vector that has these rows.
+base::Result<const Tensor*> find_rows(const Checkpoint& checkpoint, const std::string& name,
+                                      uint64_t row_begin, uint64_t rows) {
   const Tensor* tensor = checkpoint.find(name);
   if (!tensor) return fail(Code::kNotFound, "{}: no tensor {}", checkpoint.folder(), name);
   const auto& shape = tensor->shape;
   if (shape.empty() || shape.size() > 2)
     return fail(Code::kInvalidArgument, "{}: tensor {} is no matrix", tensor->file, name);
   const uint64_t all = shape.size() == 2 ? shape[0] : 1;
-  const uint64_t columns = shape.back();
   if (row_begin > all || rows > all - row_begin)
     return fail(Code::kInvalidArgument, "{}: tensor {} has {} rows, asked for {} from row {}",
                 tensor->file, name, all, rows, row_begin);
+  return tensor;
+}
+
+}  // namespace
+
+base::Status read_codes(const Checkpoint& checkpoint, const std::string& name, uint64_t row_begin,
+                        uint64_t rows, int8_t* codes, float* scales) {
+  const Tensor* tensor = TRY(find_rows(checkpoint, name, row_begin, rows));
+  const MatrixFormat format = stored_format(checkpoint, name);
+  if (!is_integer(format.format))
+    return fail(Code::kInvalidArgument, "{}: tensor {} is {}, no integer codes", tensor->file, name,
+                name_of(tensor->dtype));
+  const Tensor* stored = checkpoint.find(name + "_scale");
+  if (!stored) return fail(Code::kCorrupt, "{}: tensor {} has no scales", tensor->file, name);
+  const uint64_t columns = columns_of(*tensor);
+  const uint64_t in_row = scales_in_row(format, static_cast<uint32_t>(columns));
+  for (uint64_t r = 0; r < rows; ++r)
+    unpack_codes(*tensor, row_begin + r, columns, codes + r * columns);
+  copy_plain(*stored, row_begin * in_row, rows * in_row, scales);
+  checkpoint.count_read(rows * tensor->shape.back() + rows * in_row * bytes_of(stored->dtype));
+  return {};
+}
+
+base::Status read_rows(const Checkpoint& checkpoint, const std::string& name, uint64_t row_begin,
+                       uint64_t rows, float* out) {
+  const Tensor* tensor = TRY(find_rows(checkpoint, name, row_begin, rows));
+  const uint64_t columns = columns_of(*tensor);
   switch (tensor->dtype) {
     case Dtype::kF32:
     case Dtype::kBf16:
     case Dtype::kF16:
       copy_plain(*tensor, row_begin * columns, rows * columns, out);
-      return {};
-    case Dtype::kF8E4M3:
-    case Dtype::kI8: {
-      const bool fp8 = tensor->dtype == Dtype::kF8E4M3;
-      const Tensor* scales = checkpoint.find(name + (fp8 ? "_scale_inv" : "_scale"));
+      break;
+    case Dtype::kF8E4M3: {
+      const Tensor* scales = checkpoint.find(name + "_scale_inv");
       if (!scales) return fail(Code::kCorrupt, "{}: tensor {} has no scales", tensor->file, name);
-      if (fp8)
-        copy_fp8(*tensor, *scales, checkpoint.config().fp8_block, row_begin, rows, columns, out);
-      else
-        copy_int8(*tensor, *scales, row_begin, rows, columns, out);
-      return {};
+      copy_fp8(*tensor, *scales, checkpoint.config().fp8_block, row_begin, rows, columns, out);
+      break;
     }
+    case Dtype::kI8:
+    case Dtype::kU8:
+      return copy_codes(checkpoint, name, row_begin, rows, columns, out);  // counts for itself
     default:
       return fail(Code::kUnsupported, "{}: tensor {} is {}, no weights", tensor->file, name,
                   name_of(tensor->dtype));
   }
+  checkpoint.count_read(rows * columns * bytes_of(tensor->dtype));
+  return {};
 }
 
 }  // namespace model

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "base/check.h"
@@ -42,39 +43,64 @@ std::vector<uint32_t> all_until(uint32_t position) {
 
 }  // namespace
 
+AttentionPlace AttentionPlace::of_trunk(uint32_t layer, uint32_t j) {
+  return {.weights = fmt::format("model.layers.{}.self_attn.{}", layer, j),
+          .input_norm = fmt::format("model.layers.{}.input_layernorm.{}.weight", layer, j),
+          .layer = layer,
+          .j = j};
+}
+
 base::Result<ReferenceAttention> ReferenceAttention::load(const Checkpoint& checkpoint,
-                                                          uint32_t layer, uint32_t j) {
+                                                          WeightChoice choice,
+                                                          const AttentionPlace& place) {
   const ModelConfig& c = checkpoint.config();
-  const std::string at_layer = fmt::format("model.layers.{}", layer);
-  const std::string at = fmt::format("{}.self_attn.{}", at_layer, j);
+  const std::string& at = place.weights;
   ReferenceAttention a;
-  a.layer_ = layer;
-  a.j_ = j;
-  a.input_norm_ =
-      TRY(load_vector(checkpoint, fmt::format("{}.input_layernorm.{}.weight", at_layer, j)));
-  a.q_a_ = TRY(Matrix::load(checkpoint, at + ".q_a_proj.weight"));
+  a.layer_ = place.layer;
+  a.j_ = place.j;
+  a.input_norm_ = TRY(load_vector(checkpoint, place.input_norm));
+  a.q_a_ = TRY(Matrix::load(checkpoint, choice, at + ".q_a_proj.weight"));
   a.q_norm_ = TRY(load_vector(checkpoint, at + ".q_a_layernorm.weight"));
-  a.q_b_ = TRY(Matrix::load(checkpoint, at + ".q_b_proj.weight"));
-  a.kv_a_ = TRY(Matrix::load(checkpoint, at + ".kv_a_proj_with_mqa.weight"));
+  a.q_b_ = TRY(Matrix::load(checkpoint, choice, at + ".q_b_proj.weight"));
+  a.kv_a_ = TRY(Matrix::load(checkpoint, choice, at + ".kv_a_proj_with_mqa.weight"));
   a.kv_norm_ = TRY(load_vector(checkpoint, at + ".kv_a_layernorm.weight"));
-  a.o_ = TRY(Matrix::load(checkpoint, at + ".o_proj.weight"));
+  a.o_ = TRY(Matrix::load(checkpoint, choice, at + ".o_proj.weight"));
   const std::string kv_b = at + ".kv_b_proj.weight";  // per head: nope rows of K, v_dim rows of V
   for (uint64_t head = 0; head < c.heads; ++head) {
     const uint64_t begin = head * (c.nope + c.v_dim);
-    a.k_up_.push_back(TRY(Matrix::load_transposed(checkpoint, kv_b, begin, c.nope)));
-    a.v_up_.push_back(TRY(Matrix::load(checkpoint, kv_b, begin + c.nope, c.v_dim)));
+    a.k_up_.push_back(TRY(Matrix::load_transposed(checkpoint, choice, kv_b, begin, c.nope)));
+    a.v_up_.push_back(TRY(Matrix::load(checkpoint, choice, kv_b, begin + c.nope, c.v_dim)));
   }
-  if (c.indexer && j == 0) {
+  if (c.indexer && place.j == 0) {
     Indexer& indexer = a.indexer_.emplace();
-    indexer.query = TRY(Matrix::load(checkpoint, at + ".indexer.wq_b.weight"));
-    indexer.key = TRY(Matrix::load(checkpoint, at + ".indexer.wk.weight"));
+    indexer.query = TRY(Matrix::load(checkpoint, choice, at + ".indexer.wq_b.weight"));
+    indexer.key = TRY(Matrix::load(checkpoint, choice, at + ".indexer.wk.weight"));
     indexer.key_norm = TRY(load_vector(checkpoint, at + ".indexer.k_norm.weight"));
-    indexer.weights = TRY(Matrix::load(checkpoint, at + ".indexer.weights_proj.weight"));
+    indexer.weights = TRY(Matrix::load(checkpoint, choice, at + ".indexer.weights_proj.weight"));
   }
   return a;
 }
 
 void ReferenceAttention::run(const AttentionContext& context, Pass& pass) const {
+  run(context, pass, nullptr);
+}
+
+void ReferenceAttention::run_draft(const AttentionContext& context, Pass& pass,
+                                   DraftIndex index) const {
+  if (index == DraftIndex::kFresh || !context.config.indexer) {
+    run(context, pass, nullptr);
+    auto& scratch = static_cast<ReferenceScratch&>(*pass.scratch);
+    scratch.draft_sets.keep(pass, scratch.selected);
+    return;
+  }
+  CHECK(pass.scratch != nullptr, "the first draft of a round selects for itself");
+  const PositionSets sets =
+      static_cast<ReferenceScratch&>(*pass.scratch).draft_sets.reuse(pass, index);
+  run(context, pass, &sets);
+}
+
+void ReferenceAttention::run(const AttentionContext& context, Pass& pass,
+                             const PositionSets* given) const {
   const std::vector<Row> rows = start_rows(context, pass);
   for (const Row& row : rows) write_kv(context, row);
 
@@ -83,7 +109,9 @@ void ReferenceAttention::run(const AttentionContext& context, Pass& pass) const 
   selected.resize(rows.size());
   for (const Row& row : rows) {
     std::vector<uint32_t>& positions = selected[row.row];
-    if (indexer_) {
+    if (given != nullptr) {
+      positions = (*given)[row.row];
+    } else if (indexer_) {
       positions = select(context, row);
     } else if (!context.config.indexer) {
       positions = all_until(row.position);
@@ -123,7 +151,7 @@ void ReferenceAttention::write_kv(const AttentionContext& context, const Row& ro
   rms_norm(compressed, kv_norm_.data(), static_cast<float>(c.lora_norm_eps), compressed.data());
   for (float& value : compressed) value = value * scale;
   rotate_pairs(latent.data() + c.kv_lora, c.rope / 2, row.cos.data(), row.sin.data());
-  std::byte* kv_row = row.kv.row(layer_, row.position);
+  std::byte* kv_row = row.kv.write_row(layer_, row.position);
   context.kv.store(kv_row + context.kv.latent_at(j_), latent);
 
   if (!indexer_) return;
@@ -133,48 +161,125 @@ void ReferenceAttention::write_kv(const AttentionContext& context, const Row& ro
   context.kv.store(kv_row + context.kv.index_key_at(), key);
 }
 
-// I(s) = Σ_h w_h · max(qI_h · kI_s, 0), heads ascending, for s = 0 … position.
-std::vector<float> ReferenceAttention::index_scores(const AttentionContext& context,
-                                                    const Row& row) const {
+ReferenceAttention::IndexQuery ReferenceAttention::index_query(const AttentionContext& context,
+                                                               const Row& row) const {
   const ModelConfig& c = context.config;
   const IndexerConfig& index = *c.indexer;
-  std::vector<float> query = indexer_->query(row.cq);
+  IndexQuery query{indexer_->query(row.cq), indexer_->weights(row.x)};
   const auto rotate = index.rope_interleave ? rotate_pairs : rotate_halves;
   for (uint32_t h = 0; h < index.heads; ++h)
-    rotate(query.data() + size_t{h} * index.head_dim, c.rope / 2, row.cos.data(), row.sin.data());
-  std::vector<float> weight = indexer_->weights(row.x);
+    rotate(query.heads.data() + size_t{h} * index.head_dim, c.rope / 2, row.cos.data(),
+           row.sin.data());
   const auto scale = static_cast<float>(
       1 / (std::sqrt(double{1} * index.heads) * std::sqrt(double{1} * index.head_dim)));
-  for (float& w : weight) w = w * scale;
+  for (float& w : query.weights) w = w * scale;
+  return query;
+}
 
-  const std::vector<uint32_t> positions = all_until(row.position);
+// I(s) = Σ_h w_h · max(qI_h · kI_s, 0), heads ascending.
+std::vector<float> ReferenceAttention::index_scores(const AttentionContext& context, const Row& row,
+                                                    std::span<const uint32_t> positions) const {
+  const IndexerConfig& index = *context.config.indexer;
+  IndexQuery query = index_query(context, row);
   std::vector<float> scores(positions.size(), 0.0f);
   for (size_t begin = 0; begin < positions.size(); begin += kTile) {
     const size_t count = std::min<size_t>(kTile, positions.size() - begin);
     const KvTile keys = load_tile(context.kv, row.kv, layer_, context.kv.index_key_at(),
-                                  index.head_dim, std::span(positions).subspan(begin, count));
+                                  index.head_dim, positions.subspan(begin, count));
     std::vector<float> match(count);
     for (uint32_t h = 0; h < index.heads; ++h) {
-      dot_columns(row_of(query, h, index.head_dim), keys.columns.data(), match);
+      dot_columns(row_of(query.heads, h, index.head_dim), keys.columns.data(), match);
       for (size_t s = 0; s < count; ++s)
-        scores[begin + s] = std::fma(weight[h], std::max(match[s], 0.0f), scores[begin + s]);
+        scores[begin + s] = std::fma(query.weights[h], std::max(match[s], 0.0f), scores[begin + s]);
     }
   }
   return scores;
 }
 
+// J(b) = Σ_h w_h · max(qI_h · k̄_b, 0) with k̄_b the mean of the block's stored keys, for every block
+// that is full at the row's position.
+std::vector<float> ReferenceAttention::block_scores(const AttentionContext& context,
+                                                    const Row& row) const {
+  const IndexerConfig& index = *context.config.indexer;
+  IndexQuery query = index_query(context, row);
+  std::vector<float> scores((row.position + 1) / kBlockTokens, 0.0f);
+  for (uint32_t block = 0; block < scores.size(); ++block) {
+    std::vector<uint32_t> positions(kBlockTokens);
+    std::iota(positions.begin(), positions.end(), block * kBlockTokens);
+    KvTile keys =
+        load_tile(context.kv, row.kv, layer_, context.kv.index_key_at(), index.head_dim, positions);
+    std::vector<float> mean(index.head_dim, 0.0f);
+    for (size_t s = 0; s < kBlockTokens; ++s) add_to(mean, row_of(keys.rows, s, keys.width));
+    for (float& m : mean) m = m * (1.0f / kBlockTokens);
+    for (uint32_t h = 0; h < index.heads; ++h) {
+      const float match = dot(row_of(query.heads, h, index.head_dim), mean);
+      scores[block] = std::fma(query.weights[h], std::max(match, 0.0f), scores[block]);
+    }
+  }
+  return scores;
+}
+
+// Positions whose own scores are looked at: all, or those of the blocks that the coarse score and
+// the forced positions name.
+std::vector<uint32_t> ReferenceAttention::candidates(const AttentionContext& context,
+                                                     const Row& row) const {
+  const IndexerConfig& index = *context.config.indexer;
+  const uint32_t count = row.position + 1;
+  if (!context.hierarchical.on || row.position < context.hierarchical.from || count <= index.topk)
+    return all_until(row.position);
+  std::vector<bool> named((count + kBlockTokens - 1) / kBlockTokens, false);
+  if (count % kBlockTokens != 0) named.back() = true;
+  for (uint32_t s = 0; s < count; ++s)
+    if (s < index.init_tokens || s + index.local_tokens >= count) named[s / kBlockTokens] = true;
+
+  const std::vector<float> scores = block_scores(context, row);
+  std::vector<uint32_t> others, best;
+  std::vector<float> of_others;
+  for (uint32_t block = 0; block < scores.size(); ++block) {
+    if (named[block]) continue;
+    others.push_back(block);
+    of_others.push_back(scores[block]);
+  }
+  select_highest(of_others, context.hierarchical.keep, best);
+  for (const uint32_t i : best) named[others[i]] = true;
+
+  std::vector<uint32_t> positions;
+  for (uint32_t s = 0; s < count; ++s)
+    if (named[s / kBlockTokens]) positions.push_back(s);
+  return positions;
+}
+
 std::vector<uint32_t> ReferenceAttention::select(const AttentionContext& context,
                                                  const Row& row) const {
   const IndexerConfig& index = *context.config.indexer;
-  std::vector<uint32_t> positions;
-  if (row.position + 1 <= index.topk && context.probe == nullptr) return all_until(row.position);
-  const std::vector<float> scores = index_scores(context, row);
-  select_positions(index, scores, positions);
-  if (context.probe != nullptr) {
-    context.probe->index_scores(layer_, row.row, scores);
-    context.probe->selected(layer_, row.row, positions);
+  const uint32_t count = row.position + 1;
+  if (count <= index.topk && context.probe == nullptr) return all_until(row.position);
+  const std::vector<uint32_t> positions = candidates(context, row);
+  const std::vector<float> scores = index_scores(context, row, positions);
+  std::vector<uint32_t> chosen;
+  if (positions.size() == count) {
+    select_positions(index, scores, chosen);
+  } else {
+    const ForcedPositions forced = forced_positions(index, count);
+    std::vector<uint32_t> between, best;
+    std::vector<float> of_between;
+    for (size_t i = 0; i < positions.size(); ++i) {
+      if (positions[i] < forced.sink_end || positions[i] >= forced.local_begin) continue;
+      between.push_back(positions[i]);
+      of_between.push_back(scores[i]);
+    }
+    select_highest(of_between, forced.free, best);
+    for (uint32_t s = 0; s < forced.sink_end; ++s) chosen.push_back(s);
+    for (const uint32_t i : best) chosen.push_back(between[i]);
+    for (uint32_t s = forced.local_begin; s < forced.local_end; ++s) chosen.push_back(s);
   }
-  return positions;
+  if (context.probe != nullptr) {
+    std::vector<float> all(count, -std::numeric_limits<float>::infinity());
+    for (size_t i = 0; i < positions.size(); ++i) all[positions[i]] = scores[i];
+    context.probe->index_scores(layer_, row.row, all);
+    context.probe->selected(layer_, row.row, chosen);
+  }
+  return chosen;
 }
 
 // Per head [qc | qr]: q = (W_qb cq) · sq, qc = W_kᵀ qn, qr turned.

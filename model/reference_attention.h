@@ -3,6 +3,7 @@
 #include <optional>
 #include <vector>
 
+#include "model/draft_sets.h"
 #include "model/engine.h"
 #include "model/kv_layout.h"
 #include "model/numerics.h"
@@ -16,20 +17,32 @@ struct AttentionContext {
   KvLayout kv;
   Rope rope;
   uint32_t span;
+  HierarchicalIndex hierarchical;
   Probe* probe = nullptr;
 };
 
 // Attention 0 leaves each row's positions for attention 1 of the same layer (LSA models).
 struct ReferenceScratch final : Pass::Scratch {
-  std::vector<std::vector<uint32_t>> selected;  // [rows]
+  PositionSets selected;  // [rows]
+  DraftSets draft_sets;
+};
+
+// Where an attention's weights stand in the checkpoint and its values in a KV row.
+struct AttentionPlace {
+  std::string weights;     // "model.layers.3.self_attn.1"
+  std::string input_norm;  // tensor
+  uint32_t layer = 0, j = 0;
+  static AttentionPlace of_trunk(uint32_t layer, uint32_t j);
 };
 
 class ReferenceAttention {
  public:
-  static base::Result<ReferenceAttention> load(const Checkpoint& checkpoint, uint32_t layer,
-                                               uint32_t j);
+  static base::Result<ReferenceAttention> load(const Checkpoint& checkpoint, WeightChoice choice,
+                                               const AttentionPlace& place);
   // h += Attention(RMS(h; input norm)) for every row of the pass.
   void run(const AttentionContext& context, Pass& pass) const;
+  // The same in the MTP block, where later steps reuse an earlier one's sets.
+  void run_draft(const AttentionContext& context, Pass& pass, DraftIndex index) const;
 
  private:
   struct Indexer {
@@ -49,7 +62,18 @@ class ReferenceAttention {
 
   std::vector<Row> start_rows(const AttentionContext& context, Pass& pass) const;
   void write_kv(const AttentionContext& context, const Row& row) const;
-  std::vector<float> index_scores(const AttentionContext& context, const Row& row) const;
+  // What a row asks the index keys with.
+  struct IndexQuery {
+    std::vector<float> heads;    // [heads, dim], turned
+    std::vector<float> weights;  // [heads], scaled
+  };
+  IndexQuery index_query(const AttentionContext& context, const Row& row) const;
+  std::vector<float> index_scores(const AttentionContext& context, const Row& row,
+                                  std::span<const uint32_t> positions) const;
+  std::vector<float> block_scores(const AttentionContext& context, const Row& row) const;
+  std::vector<uint32_t> candidates(const AttentionContext& context, const Row& row) const;
+  // Attends the positions given for each row, or if null those it selects itself.
+  void run(const AttentionContext& context, Pass& pass, const PositionSets* given) const;
   std::vector<uint32_t> select(const AttentionContext& context, const Row& row) const;
   std::vector<std::vector<float>> queries(const AttentionContext& context, const Row& row) const;
   std::vector<float> attend(const AttentionContext& context, const Row& row,

@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "model/reference_attention.h"
+#include "model/reference_draft.h"
 #include "model/tensor_list.h"
 
 namespace model {
@@ -22,22 +23,24 @@ struct Layer {
   std::vector<Mlp> experts;
 };
 
-base::Result<Layer> load_layer(const Checkpoint& checkpoint, uint32_t index) {
+base::Result<Layer> load_layer(const Checkpoint& checkpoint, WeightChoice choice, uint32_t index) {
   const ModelConfig& c = checkpoint.config();
   const std::string at = fmt::format("model.layers.{}", index);
   Layer layer;
   for (uint32_t j = 0; j < 2; ++j) {
-    layer.attention.push_back(TRY(ReferenceAttention::load(checkpoint, index, j)));
+    layer.attention.push_back(
+        TRY(ReferenceAttention::load(checkpoint, choice, AttentionPlace::of_trunk(index, j))));
     layer.post_norm[j] =
         TRY(load_vector(checkpoint, fmt::format("{}.post_attention_layernorm.{}.weight", at, j)));
-    layer.mlp[j] = TRY(Mlp::load(checkpoint, fmt::format("{}.mlps.{}", at, j)));
+    layer.mlp[j] = TRY(Mlp::load(checkpoint, choice, fmt::format("{}.mlps.{}", at, j)));
   }
-  layer.router = TRY(Matrix::load(checkpoint, at + ".mlp.router.classifier.weight"));
+  layer.router = TRY(Matrix::load(checkpoint, choice, at + ".mlp.router.classifier.weight"));
   layer.correction_bias = TRY(load_vector(checkpoint, at + ".mlp.router.e_score_correction_bias"));
   if (c.router_bias)
     layer.router_bias = TRY(load_vector(checkpoint, at + ".mlp.router.classifier.bias"));
   for (uint32_t e = 0; e < c.experts; ++e)
-    layer.experts.push_back(TRY(Mlp::load(checkpoint, fmt::format("{}.mlp.experts.{}", at, e))));
+    layer.experts.push_back(
+        TRY(Mlp::load(checkpoint, choice, fmt::format("{}.mlp.experts.{}", at, e))));
   return layer;
 }
 
@@ -46,27 +49,29 @@ class ReferenceEngine final : public Engine {
   ReferenceEngine(const Checkpoint& checkpoint, const EngineOptions& options)
       : checkpoint_(checkpoint),
         config_(checkpoint.config()),
-        attention_{config_, KvLayout(config_, options.kv), Rope(config_), options.span} {}
+        attention_{config_, KvLayout(config_, options.kv), Rope(config_), options.span,
+                   options.hierarchical} {}
 
   base::Status load(const EngineOptions& options) {
-    shape_ = TRY(shape_of(checkpoint_, options.kv, options.span));
+    shape_ = TRY(shape_of(checkpoint_, options));
     layers_ = options.layers.count() == 0 ? LayerRange{0, config_.layers} : options.layers;
     if (layers_.end > config_.layers)
       return base::fail(base::Code::kInvalidArgument, "layer {} of a model of {}", layers_.end,
                         config_.layers);
     for (uint32_t i = layers_.begin; i < layers_.end; ++i) {
-      weights_.push_back(TRY(load_layer(checkpoint_, i)));
+      weights_.push_back(TRY(load_layer(checkpoint_, options.weights, i)));
       if (options.progress) options.progress((i + 1.0 - layers_.begin) / layers_.count());
     }
     if (options.embedding && config_.ngram) {
       for (uint32_t i = 0; i < config_.ngram->tables(); ++i)
-        projections_.push_back(
-            TRY(Matrix::load(checkpoint_, ngram_projection_name(config_.ngram->oe_names, i))));
+        projections_.push_back(TRY(Matrix::load(
+            checkpoint_, options.weights, ngram_projection_name(config_.ngram->oe_names, i))));
     }
     if (options.head) {
       final_norm_ = TRY(load_vector(checkpoint_, "model.norm.weight"));
-      lm_head_ = TRY(Matrix::load(checkpoint_, "lm_head.weight"));
+      lm_head_ = TRY(Matrix::load(checkpoint_, options.weights, "lm_head.weight"));
     }
+    if (shape_.mtp_steps > 0) draft_ = TRY(ReferenceDraft::load(checkpoint_, options.weights));
     return {};
   }
 
@@ -78,18 +83,21 @@ class ReferenceEngine final : public Engine {
     const size_t tables = config_.ngram ? config_.ngram->tables() : 0;
     std::vector<uint64_t> all_ids(tables * pass.rows());  // [tables, rows]
     for (const Segment& segment : pass.segments) {
+      if (tables == 0) break;
       std::vector<TokenId> ids(segment.context.begin(), segment.context.end());
       const TokenId* tokens = pass.tokens.data() + segment.row;
       ids.insert(ids.end(), tokens, tokens + segment.count);
       for (uint32_t i = 0; i < segment.count; ++i) {
         const size_t before = segment.context.size() + i;
         std::vector<uint64_t> rows(tables);
-        if (tables > 0) ngram_ids(config_, std::span(ids).first(before), tokens[i], rows.data());
-        embed_row(tokens[i], rows, row_of(pass.h, segment.row + i, config_.hidden));
+        ngram_ids(config_, std::span(ids).first(before), tokens[i], rows.data());
         for (size_t t = 0; t < tables; ++t) all_ids[t * pass.rows() + segment.row + i] = rows[t];
       }
     }
     if (tables > 0 && attention_.probe != nullptr) attention_.probe->ngram_ids(all_ids);
+    if (pass.ngram.empty()) pass.ngram = look_up(all_ids, pass.rows());
+    for (uint32_t r = 0; r < pass.rows(); ++r) embed_row(pass, r);
+    pass.ngram.clear();
   }
 
   void attend(uint32_t layer, uint32_t j, Pass& pass) override {
@@ -163,14 +171,31 @@ class ReferenceEngine final : public Engine {
 
   void head(const Pass& pass, std::span<const uint32_t> rows, std::span<float> logits,
             std::vector<float>* final_hidden) override {
-    if (final_hidden != nullptr) final_hidden->clear();
-    for (size_t i = 0; i < rows.size(); ++i) {
-      const std::span<const float> h =
-          std::span(pass.h).subspan(size_t{rows[i]} * config_.hidden, config_.hidden);
-      const std::vector<float> y = normed(h, final_norm_, config_.rms_eps);
-      lm_head_.apply(y, logits.subspan(i * config_.vocab, config_.vocab));
-      if (final_hidden != nullptr) final_hidden->insert(final_hidden->end(), y.begin(), y.end());
-    }
+    std::vector<float> hidden;
+    final_norm(pass, rows, hidden);
+    for (size_t i = 0; i < rows.size(); ++i)
+      lm_head_.apply(row_of(hidden, i, config_.hidden),
+                     logits.subspan(i * config_.vocab, config_.vocab));
+    if (final_hidden != nullptr) *final_hidden = std::move(hidden);
+  }
+  void final_norm(const Pass& pass, std::span<const uint32_t> rows,
+                  std::vector<float>& out) override {
+    out.resize(rows.size() * config_.hidden);
+    for (size_t i = 0; i < rows.size(); ++i)
+      rms_norm(std::span(pass.h).subspan(size_t{rows[i]} * config_.hidden, config_.hidden),
+               final_norm_.data(), static_cast<float>(config_.rms_eps),
+               row_of(out, i, config_.hidden).data());
+  }
+
+  void draft(Pass& pass, DraftIndex index) override {
+    CHECK(draft_.has_value(), "the drafting block is not loaded");
+    draft_->run(attention_, pass, index);
+  }
+  void draft_head(const Pass& pass, std::span<const uint32_t> rows,
+                  std::span<float> logits) override {
+    for (size_t i = 0; i < rows.size(); ++i)
+      lm_head_.apply(std::span(pass.h).subspan(size_t{rows[i]} * config_.hidden, config_.hidden),
+                     logits.subspan(i * config_.vocab, config_.vocab));
   }
 
  private:
@@ -179,16 +204,26 @@ class ReferenceEngine final : public Engine {
     return weights_[layer - layers_.begin];
   }
 
-  // e = E[t];  e += P_i T_i[id_i] for i ascending;  e / (1 + tables).  Tables stay in the map.
-  void embed_row(TokenId token, std::span<const uint64_t> table_rows, std::span<float> e) const {
-    read_row(kWordTable, token, e);
-    if (table_rows.empty()) return;
-    std::vector<float> row(config_.ngram_dim());
-    for (uint32_t i = 0; i < table_rows.size(); ++i) {
-      read_row(ngram_table_name(config_.ngram->oe_names, i), table_rows[i], row);
-      add_to(e, projections_[i](row));
-    }
-    const auto divisor = static_cast<float>(1 + table_rows.size());
+  // Rows of the n-gram tables, which stay in the map.  ids: [tables, rows]; → [tables, rows, dim]
+  std::vector<float> look_up(const std::vector<uint64_t>& ids, uint32_t rows) const {
+    if (ids.empty()) return {};
+    std::vector<float> entries(ids.size() * config_.ngram_dim());
+    for (size_t i = 0; i < ids.size(); ++i)
+      read_row(ngram_table_name(config_.ngram->oe_names, static_cast<uint32_t>(i / rows)), ids[i],
+               row_of(entries, i, config_.ngram_dim()));
+    return entries;
+  }
+  // e = E[t];  e += P_i T_i[id_i] for i ascending;  e / (1 + tables)
+  void embed_row(Pass& pass, uint32_t r) const {
+    const std::span<float> e = row_of(pass.h, r, config_.hidden);
+    read_row(kWordTable, pass.tokens[r], e);
+    if (!config_.ngram) return;
+    const size_t tables = config_.ngram->tables();
+    CHECK(pass.ngram.size() == tables * pass.rows() * config_.ngram_dim(),
+          "{} n-gram values for {} rows", pass.ngram.size(), pass.rows());
+    for (size_t t = 0; t < tables; ++t)
+      add_to(e, projections_[t](row_of(pass.ngram, t * pass.rows() + r, config_.ngram_dim())));
+    const auto divisor = static_cast<float>(1 + tables);
     for (float& value : e) value = value / divisor;
   }
   void read_row(const std::string& table, uint64_t row, std::span<float> out) const {
@@ -205,6 +240,7 @@ class ReferenceEngine final : public Engine {
   std::vector<Matrix> projections_;  // of the n-gram tables
   std::vector<float> final_norm_;
   Matrix lm_head_;
+  std::optional<ReferenceDraft> draft_;
 };
 
 }  // namespace

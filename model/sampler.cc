@@ -4,11 +4,13 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <vector>
 
 #include "base/check.h"
 #include "base/rng.h"
+#include "model/kernels.h"
 #include "model/numerics.h"
 
 namespace model {
@@ -20,15 +22,31 @@ bool contains(std::span<const TokenId> ids, TokenId id) {
   return std::find(ids.begin(), ids.end(), id) != ids.end();
 }
 
-// The distinct tokens of `ids` with how often they occur, ascending.
-std::vector<std::pair<TokenId, uint32_t>> counts_of(std::vector<TokenId> ids) {
-  std::sort(ids.begin(), ids.end());
-  std::vector<std::pair<TokenId, uint32_t>> out;
-  for (TokenId id : ids) {
-    if (out.empty() || out.back().first != id) out.emplace_back(id, 0u);
-    ++out.back().second;
+// Divides (multiplies, if negative) the logit of every distinct token of both once.
+void penalise_repetition(std::span<const TokenId> prompt, std::span<const TokenId> emitted,
+                         float penalty, std::span<float> logits) {
+  std::vector<bool> seen(logits.size(), false);
+  for (const std::span<const TokenId> ids : {prompt, emitted}) {
+    for (const TokenId id : ids) {
+      if (id >= logits.size() || seen[id]) continue;
+      seen[id] = true;
+      logits[id] = logits[id] > 0 ? logits[id] / penalty : logits[id] * penalty;
+    }
   }
-  return out;
+}
+
+// logit −= count · frequency;  logit −= presence: for every distinct emitted token.
+void penalise_emitted(std::span<const TokenId> emitted, float frequency, float presence,
+                      std::span<float> logits) {
+  std::vector<uint32_t> counts(logits.size(), 0);
+  for (const TokenId id : emitted)
+    if (id < logits.size()) ++counts[id];
+  for (const TokenId id : emitted) {
+    if (id >= logits.size() || counts[id] == 0) continue;
+    logits[id] -= static_cast<float>(counts[id]) * frequency;
+    logits[id] -= presence;
+    counts[id] = 0;
+  }
 }
 
 // Bias, then penalties, then the bar on early ends.
@@ -37,23 +55,10 @@ std::vector<float> adjust(const SampleInput& in, const base::Sampling& sampling)
   for (const auto& [id, bias] : sampling.logit_bias)
     if (id < logits.size()) logits[id] += bias;
 
-  std::vector<TokenId> emitted(in.emitted.begin(), in.emitted.end());
-  if (sampling.repetition_penalty != 1.0f) {
-    std::vector<TokenId> seen = emitted;
-    seen.insert(seen.end(), in.prompt.begin(), in.prompt.end());
-    for (const auto& [id, count] : counts_of(std::move(seen))) {
-      if (id >= logits.size()) continue;
-      float& logit = logits[id];
-      logit = logit > 0 ? logit / sampling.repetition_penalty : logit * sampling.repetition_penalty;
-    }
-  }
-  if (sampling.frequency_penalty != 0.0f || sampling.presence_penalty != 0.0f) {
-    for (const auto& [id, count] : counts_of(std::move(emitted))) {
-      if (id >= logits.size()) continue;
-      logits[id] -= static_cast<float>(count) * sampling.frequency_penalty;
-      logits[id] -= sampling.presence_penalty;
-    }
-  }
+  if (sampling.repetition_penalty != 1.0f)
+    penalise_repetition(in.prompt, in.emitted, sampling.repetition_penalty, logits);
+  if (sampling.frequency_penalty != 0.0f || sampling.presence_penalty != 0.0f)
+    penalise_emitted(in.emitted, sampling.frequency_penalty, sampling.presence_penalty, logits);
   if (in.emitted.size() < sampling.min_tokens) {
     for (TokenId id : in.eos)
       if (id < logits.size()) logits[id] = kBarred;
@@ -63,83 +68,179 @@ std::vector<float> adjust(const SampleInput& in, const base::Sampling& sampling)
   return logits;
 }
 
-struct Candidate {
-  TokenId id = 0;
-  float weight = 0;  // e^((logit − max) / T)
+// An integer that orders as the logit does; −0 equals +0.
+int32_t order_of(float logit) {
+  const auto bits = std::bit_cast<int32_t>(logit + 0.0f);
+  return bits ^ ((bits >> 31) & 0x7FFFFFFF);
+}
+
+// Ids by (logit descending, id ascending), as many as are asked for. Selects instead of sorting:
+// the n-th largest of the maxima of blocks bounds the n-th largest logit from below, so only ids in
+// blocks that reach it can be among the first n. The order is that of a whole sort.
+class Ranking {
+ public:
+  explicit Ranking(std::span<const float> logits) : logits_(logits) {}
+
+  size_t size() const { return logits_.size(); }
+  // REQUIRES: i < size()
+  TokenId operator[](size_t i) {
+    expect(i + 1);
+    return static_cast<TokenId>(entries_[i]);  // its lower half
+  }
+  // At least the first `n` from now on are at hand.
+  void expect(size_t n) {
+    if (n > entries_.size()) grow(n);
+  }
+
+ private:
+  static constexpr size_t kBlock = 64, kFirst = 64, kGrowth = 8, kRadix = 2048;
+
+  void grow(size_t wanted) {
+    wanted = std::max({wanted, kFirst, entries_.size() * kGrowth});
+    if (maxima_.empty()) find_maxima();
+    entries_.clear();
+    int32_t least = std::numeric_limits<int32_t>::min();
+    if (wanted * 4 < maxima_.size()) {
+      std::vector<int32_t> order = maxima_;
+      const auto nth = order.begin() + static_cast<ptrdiff_t>(wanted - 1);
+      std::nth_element(order.begin(), nth, order.end(), std::greater<>());
+      least = *nth;
+    }
+    for (size_t block = 0; block < maxima_.size(); ++block)
+      if (maxima_[block] >= least) take(block, least);
+    if (entries_.size() < kRadix)
+      std::sort(entries_.begin(), entries_.end());
+    else
+      radix_sort();
+  }
+  void find_maxima() {
+    maxima_.resize((size() + kBlock - 1) / kBlock);
+    for (size_t block = 0; block < maxima_.size(); ++block) {
+      const size_t end = std::min(size(), (block + 1) * kBlock);
+      int32_t most = std::numeric_limits<int32_t>::min();
+      for (size_t i = block * kBlock; i < end; ++i) most = std::max(most, order_of(logits_[i]));
+      maxima_[block] = most;
+    }
+  }
+  void take(size_t block, int32_t least) {
+    const size_t end = std::min(size(), (block + 1) * kBlock);
+    for (size_t id = block * kBlock; id < end; ++id) {
+      const int32_t order = order_of(logits_[id]);
+      const uint32_t key = 0x7FFFFFFFu - static_cast<uint32_t>(order);  // ascending = descending
+      if (order >= least) entries_.push_back(uint64_t{key} << 32 | id);
+    }
+  }
+  // By key; stable, and the ids ascend already. Three passes of 11 bits.
+  void radix_sort() {
+    constexpr uint32_t kBits = 11, kBuckets = 1u << kBits;
+    std::vector<uint64_t> other(entries_.size());
+    for (uint32_t shift = 32; shift < 64; shift += kBits) {
+      std::array<uint32_t, kBuckets + 1> begin{};
+      for (const uint64_t e : entries_) ++begin[((e >> shift) & (kBuckets - 1)) + 1];
+      for (uint32_t b = 0; b < kBuckets; ++b) begin[b + 1] += begin[b];
+      for (const uint64_t e : entries_) other[begin[(e >> shift) & (kBuckets - 1)]++] = e;
+      entries_.swap(other);
+    }
+  }
+
+  const std::span<const float> logits_;
+  std::vector<int32_t> maxima_;    // of each block of logits, as order_of
+  std::vector<uint64_t> entries_;  // (key, id), ascending: a head of the ranking
 };
 
-// Ids by (logit descending, id ascending): a stable radix sort, three passes of 11 bits.
-std::vector<TokenId> sorted_ids(std::span<const float> logits) {
-  constexpr uint32_t kBits = 11, kBuckets = 1u << kBits;
-  struct Entry {
-    uint32_t key;
-    TokenId id;
-  };
-  std::vector<Entry> entries(logits.size()), other(logits.size());
-  for (uint32_t i = 0; i < logits.size(); ++i) {
-    const uint32_t bits = std::bit_cast<uint32_t>(logits[i] + 0.0f);     // −0 becomes +0
-    entries[i] = {(bits >> 31) != 0 ? bits : ~(bits | 0x80000000u), i};  // ascending = descending
-  }
-  for (uint32_t shift = 0; shift < 32; shift += kBits) {
-    std::array<uint32_t, kBuckets + 1> begin{};
-    for (const Entry& e : entries) ++begin[((e.key >> shift) & (kBuckets - 1)) + 1];
-    for (uint32_t b = 0; b < kBuckets; ++b) begin[b + 1] += begin[b];
-    for (const Entry& e : entries) other[begin[(e.key >> shift) & (kBuckets - 1)]++] = e;
-    entries.swap(other);
-  }
-  std::vector<TokenId> ids(entries.size());
-  for (size_t i = 0; i < ids.size(); ++i) ids[i] = entries[i].id;
-  return ids;
-}
-
+// The lower id among equals.
 TokenId largest(std::span<const float> logits) {
-  return static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  int32_t most = std::numeric_limits<int32_t>::min();
+  for (const float logit : logits) most = std::max(most, order_of(logit));
+  size_t id = 0;
+  while (order_of(logits[id]) != most) ++id;
+  return static_cast<TokenId>(id);
 }
 
-double total_of(std::span<const Candidate> candidates) {
-  double total = 0;
-  for (const Candidate& c : candidates) total += static_cast<double>(c.weight);
-  return total;
+// Probabilities are counted in whole units of 2⁻⁴⁴ of the most probable token's, so that their sum
+// does not depend on the order in which it is taken.
+uint64_t units_of(float weight) { return static_cast<uint64_t>(weight * 0x1p44f); }
+
+// weight(id) = exp((logit − max) / T)
+class Weights {
+ public:
+  Weights(std::span<const float> logits, float most, float temperature)
+      : logits_(logits), most_(most), temperature_(temperature) {}
+  float of(TokenId id) const { return fixed_exp((logits_[id] - most_) / temperature_); }
+  // Of all ids together, in units.
+  uint64_t total() const {
+    constexpr size_t kAtOnce = 1024;
+    float block[kAtOnce];
+    uint64_t sum = 0;
+    for (size_t begin = 0; begin < logits_.size(); begin += kAtOnce) {
+      const size_t n = std::min(kAtOnce, logits_.size() - begin);
+      for (size_t i = 0; i < n; ++i) block[i] = (logits_[begin + i] - most_) / temperature_;
+      exp_in_place({block, n});
+      for (size_t i = 0; i < n; ++i) sum += units_of(block[i]);
+    }
+    return sum;
+  }
+
+ private:
+  const std::span<const float> logits_;
+  const float most_, temperature_;
+};
+
+// How many of the ranking's head remain after top-k, top-p and min-p, and their units.
+struct Kept {
+  size_t count = 0;
+  uint64_t units = 0;
+};
+Kept keep(Ranking& ranking, const Weights& weights, const base::Sampling& sampling) {
+  const size_t most =
+      sampling.top_k > 0 ? std::min<size_t>(sampling.top_k, ranking.size()) : ranking.size();
+  const bool all = most == ranking.size();
+  if (all && sampling.top_p >= 1.0f && sampling.min_p <= 0.0f)
+    return {most, weights.total()};  // nothing cuts: no order is needed
+  if (!all) ranking.expect(most);
+  uint64_t enough = std::numeric_limits<uint64_t>::max();  // of top-p
+  if (sampling.top_p < 1.0f) {
+    uint64_t total = 0;
+    if (all) total = weights.total();
+    for (size_t i = 0; !all && i < most; ++i) total += units_of(weights.of(ranking[i]));
+    const double share = static_cast<double>(sampling.top_p) * static_cast<double>(total);
+    enough = std::min(total, static_cast<uint64_t>(std::ceil(share)));
+  }
+  Kept kept;
+  while (kept.count < most && kept.units < enough) {
+    const float weight = weights.of(ranking[kept.count]);
+    if (kept.count > 0 && (weight < sampling.min_p || units_of(weight) == 0)) break;
+    kept.units += units_of(weight);
+    ++kept.count;
+  }
+  return kept;
 }
 
 TokenId draw(std::span<const float> logits, const base::Sampling& sampling, uint64_t index) {
-  const std::vector<TokenId> ids = sorted_ids(logits);
-  const float most = logits[ids[0]];
-  size_t keep = ids.size();
-  if (sampling.top_k > 0) keep = std::min<size_t>(keep, sampling.top_k);
-  std::vector<Candidate> candidates;
-  for (size_t i = 0; i < keep; ++i) {
-    const float weight = fixed_exp((logits[ids[i]] - most) / sampling.temperature);
-    if (weight == 0.0f) break;  // nor has any after it
-    candidates.push_back({ids[i], weight});
+  Ranking ranking(logits);
+  const TokenId best = largest(logits);
+  if (logits[best] == kBarred) return best;  // every token is barred
+  const Weights weights(logits, logits[best], sampling.temperature);
+  const Kept kept = keep(ranking, weights, sampling);
+  const double share = base::uniform_at(sampling.seed, sampling.choice, index);  // [0, 1)
+  const auto units = static_cast<uint64_t>(share * static_cast<double>(kept.units));
+  const uint64_t target = std::min(units, kept.units - 1);  // the product may have rounded up
+  uint64_t sum = 0;
+  for (size_t i = 0; i < kept.count; ++i) {
+    sum += units_of(weights.of(ranking[i]));
+    if (sum > target) return ranking[i];
   }
-  if (candidates.empty()) return ids[0];  // every token is barred
-  if (sampling.top_p < 1.0f) {
-    // The shortest head that holds top_p of the probability.
-    const double enough = static_cast<double>(sampling.top_p) * total_of(candidates);
-    double sum = 0;
-    size_t n = 0;
-    while (n < candidates.size() && (n == 0 || sum < enough))
-      sum += static_cast<double>(candidates[n++].weight);
-    candidates.resize(n);
-  }
-  // The most probable candidate's weight is 1.
-  while (candidates.size() > 1 && candidates.back().weight < sampling.min_p) candidates.pop_back();
-
-  const double target =
-      base::uniform_at(sampling.seed, sampling.choice, index) * total_of(candidates);
-  double sum = 0;
-  for (const Candidate& c : candidates) {
-    sum += static_cast<double>(c.weight);
-    if (sum > target) return c.id;
-  }
-  return candidates.back().id;
+  CHECK(false, "{} of {} units were counted", sum, kept.units);
+  return best;
 }
 
 base::TokenLogprobs logprobs_of(std::span<const float> logits, TokenId chosen, uint32_t count) {
   const float most = logits[largest(logits)];
+  std::vector<float> weights(logits.size());
+  for (size_t i = 0; i < logits.size(); ++i) weights[i] = logits[i] - most;
+  exp_in_place(weights);
   double sum = 0;
-  for (float logit : logits) sum += static_cast<double>(fixed_exp(logit - most));
+  for (const float weight : weights) sum += static_cast<double>(weight);
   const double log_sum = std::log(sum) + static_cast<double>(most);
   const auto logprob = [&](TokenId id) {
     return static_cast<float>(static_cast<double>(logits[id]) - log_sum);
@@ -147,9 +248,10 @@ base::TokenLogprobs logprobs_of(std::span<const float> logits, TokenId chosen, u
   base::TokenLogprobs out;
   out.logprob = logprob(chosen);
   if (count == 0) return out;
-  const std::vector<TokenId> ids = sorted_ids(logits);
-  for (size_t i = 0; i < std::min<size_t>(count, ids.size()); ++i)
-    out.top.emplace_back(ids[i], logprob(ids[i]));
+  Ranking ranking(logits);
+  const size_t top = std::min<size_t>(count, logits.size());
+  ranking.expect(top);
+  for (size_t i = 0; i < top; ++i) out.top.emplace_back(ranking[i], logprob(ranking[i]));
   return out;
 }
 

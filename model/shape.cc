@@ -4,8 +4,8 @@
 
 namespace model {
 
-base::Result<Shape> shape_of(const Checkpoint& checkpoint, KvType kv, uint32_t span) {
-  Shape shape = shape_of(checkpoint.config(), checkpoint.digest(), kv, span);
+base::Result<Shape> shape_of(const Checkpoint& checkpoint, const EngineOptions& options) {
+  Shape shape = shape_of(checkpoint.config(), checkpoint.digest(), options);
   shape.arithmetic_digest = arithmetic_digest(reference_ops(), Rope(checkpoint.config()));
   return shape;
 }

@@ -32,6 +32,7 @@ std::string ngram_projection_name(bool oe_names, uint32_t i);
 
 inline constexpr const char* kWordTable = "model.embed_tokens.weight";
 inline constexpr const char* kWordTableAlias = "model.ngram_embeddings.word_embeddings.weight";
+inline constexpr const char* kMtpWordTable = "model.mtp.embed_tokens.weight";
 inline constexpr const char* kMtpPrefix = "model.mtp.";
 inline constexpr const char* kMtpNgramPrefix = "model.mtp.oe_";
 

@@ -12,6 +12,7 @@
 
 #include "model/checkpoint.h"
 #include "model/forward.h"
+#include "model/verify_draft.h"
 
 namespace model {
 namespace {
@@ -115,9 +116,7 @@ VerifyRow row_with(const std::string& name, Verdict verdict, std::string note) {
   return row;
 }
 VerifyRow not_yet(const std::string& name) {
-  const bool mtp = name.find("mtp") != std::string::npos;
-  return row_with(name, Verdict::kNotYetChecked,
-                  mtp ? "MTP is not built yet" : "no check knows this tensor");
+  return row_with(name, Verdict::kNotYetChecked, "no check knows this tensor");
 }
 
 // --- running
@@ -267,6 +266,27 @@ base::Result<VerifyReport> verify_golden(const References& references, Engine& e
     checks[at + "lsa_selected_mask"] = equal_to(trace.selections[layer]);
     checks[at + "index_scores"] = close_to(trace.scores[layer], true);
   }
+  // The drafts start from the reference's own final rows: a chain of steps amplifies the trunk's
+  // rounding, which final_hidden is checked for, and the tolerance here is the block's own.
+  const Tensor* given = references.find("final_hidden");
+  std::vector<float> start = given != nullptr ? floats(*given) : trace.final_hidden;
+  if (start.size() != trace.final_hidden.size()) start = trace.final_hidden;
+  // How later steps choose positions, in three versions (DraftIndex).
+  const std::span<const float> logits(trace.logits);
+  const TokenId bonus = best_of(logits.last(engine.shape().vocab));
+  const auto drafted = [&](DraftIndex later) {
+    return draft_trace(engine, prompt, start, bonus, later);
+  };
+  const DraftTrace append = drafted(DraftIndex::kReuseAppend);
+  const DraftTrace exact = drafted(DraftIndex::kReuseExact);
+  const DraftTrace fresh = drafted(DraftIndex::kFresh);
+  checks["mtp.step1_logits_all_rows"] = close_to(append.first_logits, false);
+  checks["mtp.draft_logits"] = close_to(append.logits, false);
+  checks["mtp.bonus_and_draft_tokens"] = equal_to(append.tokens);
+  checks["mtp.exact_reuse.draft_logits"] = close_to(exact.logits, false);
+  checks["mtp.exact_reuse.tokens"] = equal_to(exact.tokens);
+  checks["mtp.no_cli.draft_logits"] = close_to(fresh.logits, false);
+  checks["mtp.no_cli.tokens"] = equal_to(fresh.tokens);
   VerifyReport out;
   report(references, "", checks, out.rows);
   return out;
@@ -282,12 +302,18 @@ base::Result<VerifyReport> verify_prompts(const References& references, Engine& 
     const std::vector<TokenId> prompt = prompt_of(references, prefix + "input_ids", engine.shape());
     if (prompt.empty())
       return fail(Code::kCorrupt, "reference.safetensors: {}input_ids is not usable", prefix);
-    const uint32_t last = static_cast<uint32_t>(prompt.size()) - 1;
-    const Trace trace = trace_of(engine, prompt, std::span(&last, 1));
+    const size_t hidden = engine.shape().hidden, vocab = engine.shape().vocab;
+    const Trace trace = trace_of(engine, prompt, up_to(prompt.size()));
+    const std::vector<float> last_logits(trace.logits.end() - vocab, trace.logits.end());
+    const std::vector<float> last_hidden(trace.final_hidden.end() - hidden,
+                                         trace.final_hidden.end());
+    const DraftTrace drafted = draft_trace(engine, prompt, trace.final_hidden, best_of(last_logits),
+                                           DraftIndex::kReuseAppend);
     Checks checks;
     checks["input_ids"] = input_row;
-    checks["last_logits"] = close_to(trace.logits, false);
-    checks["final_hidden_last"] = close_to(trace.final_hidden, true);
+    checks["last_logits"] = close_to(last_logits, false);
+    checks["final_hidden_last"] = close_to(last_hidden, true);
+    checks["mtp_bonus_and_drafts"] = equal_to(drafted.tokens);
     checks["greedy_32"] = greedy_check(engine, prompt);
     checks["greedy_top2_gap"] = gap_check(engine, prompt);
     report(references, prefix, checks, out.rows);
@@ -320,7 +346,9 @@ base::Result<VerifyReport> verify(const std::string& folder, EngineKind kind) {
   for (const auto& [name, tensor] : file.tensors()) references.tensors[name] = &tensor;
 
   EngineOptions options;
-  options.kv = KvType::kF32;  // as the references were made
+  options.kv = KvType::kF32;             // as the references were made,
+  options.weights = WeightChoice::kF32;  // of dequantised weights
+  options.mtp = true;
   const std::unique_ptr<Engine> engine =
       TRY(kind == EngineKind::kLocal ? make_local_engine(checkpoint, options)
                                      : make_reference_engine(checkpoint, options));

@@ -1,6 +1,6 @@
 // `serval verify DIR`: runs a checkpoint against its reference outputs (golden.safetensors, or
 // reference.safetensors of the built-in model) and reports every tensor: the largest difference,
-// the tolerance, or why it is not checked yet.
+// the tolerance, or that no check knows it.
 #pragma once
 #include <string>
 #include <vector>

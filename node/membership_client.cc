@@ -8,7 +8,20 @@ namespace node {
 namespace {
 constexpr base::Duration kSilence = std::chrono::seconds(3);  // of the coordinator, then ask again
 constexpr base::Duration kSpareAsksAgain = std::chrono::seconds(1);
+constexpr base::Duration kLoadLogEvery = std::chrono::seconds(2);
 constexpr int kExitRefused = 3;
+
+uint64_t read_bytes(const proto::Heartbeat& beat) {
+  for (const auto& [name, value] : beat.counters)
+    if (name == kReadBytes) return static_cast<uint64_t>(value);
+  return 0;
+}
+
+// "812", of decimal megabytes.
+std::string megabytes_per_second(uint64_t bytes, base::Duration over) {
+  const double seconds = std::chrono::duration<double>(over).count();
+  return fmt::format("{:.0f}", seconds > 0 ? static_cast<double>(bytes) / 1e6 / seconds : 0.0);
+}
 }  // namespace
 
 std::vector<const proto::ViewNode*> View::ready(proto::Role role) const {
@@ -90,6 +103,8 @@ Task<void> MembershipClient::register_node(Context& ctx, uint64_t life) {
     if (first) {
       ctx.log(base::Level::kInfo, "membership.welcomed",
               {{"position", reply.position}, {"of", reply.positions}});
+      load_begun_ = load_logged_ = ctx.now();
+      load_first_ = load_bytes_ = read_so_far();
       owner_.welcomed(ctx, reply);
     }
     co_return;
@@ -129,12 +144,23 @@ void MembershipClient::on(Context& ctx, const Incoming<proto::ClusterView>& in) 
 void MembershipClient::ready(Context& ctx) {
   state_ = proto::NodeState::kReady;
   load_percent_ = 100;
+  if (const uint64_t bytes = read_so_far() - load_first_; bytes > 0) {
+    const base::Duration took = ctx.now() - load_begun_;
+    ctx.log(base::Level::kInfo, "model.loaded",
+            {{"mb", bytes / 1'000'000}, {"mb_per_s", megabytes_per_second(bytes, took)}});
+  }
   send_beat(ctx);
 }
 
 void MembershipClient::draining(Context& ctx) {
   state_ = proto::NodeState::kDraining;
   send_beat(ctx);
+}
+
+uint64_t MembershipClient::read_so_far() const {
+  proto::Heartbeat beat;
+  owner_.fill(beat);
+  return read_bytes(beat);
 }
 
 void MembershipClient::send_beat(Context& ctx) {
@@ -144,7 +170,21 @@ void MembershipClient::send_beat(Context& ctx) {
   beat.view_epoch = view_.epoch;
   beat.load_percent = load_percent_;
   owner_.fill(beat);
+  if (state_ == proto::NodeState::kLoading) log_load(ctx, beat);
   ctx.send(coordinator_address(), beat);
+}
+
+// A line every two seconds, and how fast these went.
+void MembershipClient::log_load(Context& ctx, const proto::Heartbeat& beat) {
+  const base::Duration since = ctx.now() - load_logged_;
+  if (since < kLoadLogEvery) return;
+  const uint64_t bytes = read_bytes(beat);
+  ctx.log(base::Level::kInfo, "model.loading",
+          {{"percent", beat.load_percent},
+           {"mb", bytes / 1'000'000},
+           {"mb_per_s", megabytes_per_second(bytes - load_bytes_, since)}});
+  load_logged_ = ctx.now();
+  load_bytes_ = bytes;
 }
 
 Task<void> MembershipClient::beat(Context& ctx) {

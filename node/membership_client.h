@@ -41,6 +41,9 @@ struct Identity {
   uint32_t pid = 0;
 };
 
+// Counter: bytes of the checkpoint that this process has read.
+inline constexpr const char* kReadBytes = "model_read_bytes_total";
+
 class MembershipClient {
  public:
   // The owning actor. All calls come on the reactor thread.
@@ -54,7 +57,8 @@ class MembershipClient {
     virtual void view_changed(Context& ctx, const View& view) = 0;
     // Every request known here belongs to the past: free all of it. A new Hello follows.
     virtual void life_lost(Context& ctx) = 0;
-    // The load fields and counters of a heartbeat.
+    // The load fields and counters of a heartbeat. While loading, the counter kReadBytes is what
+    // the log says of MB/s.
     virtual void fill(proto::Heartbeat& beat) = 0;
   };
 
@@ -77,6 +81,8 @@ class MembershipClient {
   Task<void> register_node(Context& ctx, uint64_t life);
   Task<void> beat(Context& ctx);
   void send_beat(Context& ctx);
+  uint64_t read_so_far() const;
+  void log_load(Context& ctx, const proto::Heartbeat& beat);
   void begin_life(Context& ctx, bool lost);
 
   // Constant after construction.
@@ -92,6 +98,9 @@ class MembershipClient {
   uint64_t coordinator_life_ = 0;  // 0 until welcomed
   base::Time heard_{};             // of the coordinator
   uint32_t heartbeat_ms_ = 200;
+  // The model load of this life, for the log.
+  base::Time load_begun_{}, load_logged_{};
+  uint64_t load_first_ = 0, load_bytes_ = 0;  // read when it began, and at load_logged_
 };
 
 // The coordinator's fixed address.

@@ -91,6 +91,19 @@ int complain(const base::Error& error, int code) {
 
 }  // namespace
 
+std::vector<base::NodeFault> faults_of(const ProcessInfo& info) {
+  std::vector<base::NodeFault> own;
+  for (const base::NodeFault& fault : info.config.faults) {
+    if (fault.node == info.identity.name) own.push_back(fault);
+  }
+  return own;
+}
+
+void quarantine(actor::Context& ctx, const std::string& why) {
+  ctx.log(base::Level::kError, "node.quarantined", {{"why", why}});
+  ctx.stop(kExitArithmetic);
+}
+
 int run_process(int argc, char** argv, proto::Role role, const MakeActor& make,
                 const OnTerminate& on_terminate) {
   Arguments arguments;

@@ -139,6 +139,11 @@ void Job::offer_to_store(uint32_t layer) {
   }
 }
 
+void Job::numerical_error(const std::string& what) {
+  base::Error error{base::Code::kInternal, "numerical_error: " + what};
+  failed(std::move(error), /*without_cache=*/start_.cached_blocks > 0);
+}
+
 void Job::end_chunk() {
   computing_ = false;
   if (over_) return;
@@ -168,8 +173,7 @@ bool Job::conclude() {
   const bool all_left = done_ == total_ && !computing_ && shipper_.idle();
   if (!all_left || committing_) return false;
   if (!finite_) {
-    base::Error error{base::Code::kInternal, "numerical_error: the logits are not finite"};
-    failed(std::move(error), /*without_cache=*/false);
+    numerical_error("the logits are not finite");
     return false;
   }
   committing_ = true;

@@ -56,6 +56,8 @@ class Job final : private Party {
   void begin_chunk();
   // The KV rows of the chunk in `layer` are final: they leave.
   void layer_done(uint32_t layer);
+  // A row of the chunk is not finite: the attempt fails, nothing more of it leaves.
+  void numerical_error(const std::string& what);
   // The pass has ended: its rows leave for the next stage.
   void end_chunk();
   bool at_last_token() const { return pass_end_ == total_; }  // of the chunk in the pass

@@ -17,14 +17,13 @@ struct Model {
 base::Result<std::unique_ptr<actor::Actor>> make_actor(Model& loaded, node::ProcessInfo& info) {
   const base::ClusterConfig& config = info.config;
   loaded.checkpoint = TRY(model::Checkpoint::open(config.model));
-  model::EngineOptions options;
-  options.kv = config.numerics_kv == "f32" ? model::KvType::kF32 : model::KvType::kBf16;
+  model::EngineOptions options = model::engine_options(config);
   options.progress = [&loaded](double part) {
     loaded.load_percent = static_cast<uint32_t>(100 * part);
   };
 
   prefill::PrefillConfig prefill;
-  prefill.shape = TRY(model::shape_of(*loaded.checkpoint, options.kv, options.span));
+  prefill.shape = TRY(model::shape_of(*loaded.checkpoint, options));
   prefill.identity = info.identity;
   prefill.identity.model = prefill.shape.model_digest;
   prefill.identity.layout = prefill.shape.layout_digest;
@@ -37,9 +36,10 @@ base::Result<std::unique_ptr<actor::Actor>> make_actor(Model& loaded, node::Proc
     return model::make_local_engine(*loaded.checkpoint, stage);
   };
   prefill.load_percent = &loaded.load_percent;
+  prefill.read_bytes = [&loaded] { return loaded.checkpoint->bytes_read(); };
   prefill.kv_bytes = config.prefill_kv_bytes;
   prefill.chunk_tokens = config.chunk_tokens;
-  prefill.passes = config.threads;
+  prefill.faults = node::faults_of(info);
   return std::make_unique<prefill::PrefillActor>(std::move(prefill));
 }
 

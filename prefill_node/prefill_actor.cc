@@ -108,6 +108,7 @@ void PrefillActor::fill(proto::Heartbeat& beat) {
     beat.counters.emplace_back(name, static_cast<double>(value));
   };
   const PrefillCounters& c = counters_;
+  if (config_.read_bytes) count(node::kReadBytes, config_.read_bytes());
   count("prefill_chunks_total", c.chunks);
   count("prefill_tokens_total", c.tokens);
   count("prefill_cached_tokens_total", c.cached_tokens);
@@ -260,13 +261,19 @@ Task<void> PrefillActor::run_chunk(Context& ctx, Job& job) {
 }
 
 Task<void> PrefillActor::compute(Context& ctx, Job& job) {
+  for (const base::NodeFault& fault : config_.faults) {
+    if (fault.after == chunks_begun_) engine_->inject(fault.point);
+  }
+  ++chunks_begun_;
   StageSite site(ctx, *engine_, job);
   Task<bool> pass = model::forward(*engine_, layers_, job.pass(), site);
   const bool whole = co_await std::move(pass);
+  if (!can_be_trusted(ctx, *engine_) && !job.over()) remove(job);
   if (!whole || job.over() || !job.last_stage() || !job.at_last_token()) co_return;
   std::function<void()> draw = [this, &job] { job.sample(*engine_); };
   Task<void> run = ctx.offload(std::move(draw), cost_of_rows(1));
   co_await std::move(run);
+  if (!can_be_trusted(ctx, *engine_) && !job.over()) remove(job);
 }
 
 // ------------------------------------------------------------------------------- ends of a job

@@ -14,6 +14,7 @@
 #include <memory>
 
 #include "actor/actor.h"
+#include "base/fault_point.h"
 #include "node/membership_client.h"
 #include "prefill_node/chunk_scheduler.h"
 #include "prefill_node/ended_attempts.h"
@@ -31,10 +32,12 @@ struct PrefillConfig {
   // the embedding when they begin at 0, the head when they end with the model's.
   std::function<base::Result<std::unique_ptr<model::Engine>>(model::LayerRange)> make_engine;
   const std::atomic<uint32_t>* load_percent = nullptr;  // of make_engine's progress; may be null
+  std::function<uint64_t()> read_bytes;                 // of the checkpoint so far; may be empty
   uint64_t kv_bytes = 256u << 20;
   uint32_t chunk_tokens = 256;
   uint32_t passes = 1;  // chunks computed at once, of different jobs
   uint32_t jobs = 64;
+  std::vector<base::NodeFault> faults;  // of this node; `after` counts chunks
 };
 
 // What this stage holds for others. All zero when idle.
@@ -117,6 +120,7 @@ class PrefillActor final : public actor::Actor,
   EndedAttempts ended_;
   ChunkScheduler scheduler_;
   uint32_t passes_ = 0, reports_ = 0;
+  uint64_t chunks_begun_ = 0;
   Jobs jobs_;
   std::list<std::unique_ptr<Job>> leaving_;
 };

@@ -1,5 +1,12 @@
 #include "prefill_node/stage_site.h"
 
+#include <fmt/core.h>
+
+#include <algorithm>
+
+#include "model/integrity.h"
+#include "node/process.h"
+
 namespace prefill {
 
 Task<void> StageSite::compute(std::function<void()> job, uint32_t rows) {
@@ -18,8 +25,22 @@ Task<bool> StageSite::run_experts(uint32_t layer, model::Pass& pass) {
   co_return !job_.over();
 }
 
-void StageSite::kv_ready(uint32_t layer, model::Pass&) {
-  if (!job_.over()) job_.layer_done(layer);
+// KV that is not a number, or comes from arithmetic caught in a fault, stays here.
+void StageSite::kv_ready(uint32_t layer, model::Pass& pass) {
+  if (job_.over() || !can_be_trusted(ctx_, engine_)) return;
+  const auto faulty = std::ranges::find_if(pass.faulty, [](uint32_t at) { return at != 0; });
+  if (faulty == pass.faulty.end()) {
+    job_.layer_done(layer);
+  } else {
+    job_.numerical_error(fmt::format("the hidden row of layer {} is not finite", *faulty - 1));
+  }
+}
+
+bool can_be_trusted(Context& ctx, const model::Engine& engine) {
+  const model::Integrity* integrity = engine.integrity();
+  if (integrity == nullptr || !integrity->broken()) return true;
+  node::quarantine(ctx, integrity->reason());
+  return false;
 }
 
 }  // namespace prefill

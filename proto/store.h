@@ -16,7 +16,8 @@ struct LookupPrefix {
   std::vector<base::Hash128> keys;
   std::vector<uint32_t> tokens;  // keys.size() × block
   uint32_t lease_ms = 0;
-  FIELDS(request, attempt, keys, tokens, lease_ms)
+  base::Hash128 parent;  // what keys[0] is chained to (PutKv); zero: not told, not compared
+  FIELDS(request, attempt, keys, tokens, lease_ms, parent)
 };
 struct PrefixFound {
   static constexpr uint16_t kType = 51;
@@ -45,8 +46,15 @@ struct KvData {
   static constexpr const char* kName = "KvData";
   Outcome outcome = Outcome::kOk;
   std::vector<base::Hash128> digests;  // hash128 of each blob, as made by the producer
-  FIELDS(outcome, digests)
+  base::Hash128 bound;                 // bound_of(the FetchKv it answers, digests)
+  FIELDS(outcome, digests, bound)
 };
+// Binds an answer to its question, so that a key or layer damaged on the way there is noticed: the
+// asker computes it of what it asked.
+base::Hash128 bound_of(const FetchKv& asked, const std::vector<base::Hash128>& digests);
+// Whether this is all of what was asked, whole: what a receiver has to see before it uses a byte.
+bool answers(const FetchKv& asked, const KvData& data, const base::Blobs& blobs);
+
 // Stage → store: one layer of one full block. Blob: block rows. Answer: Done (kOk, kNoRoom,
 // kCorrupt).
 struct PutKv {
@@ -56,7 +64,16 @@ struct PutKv {
   uint32_t layer = 0, layers = 0;  // of the model
   std::vector<uint32_t> tokens;    // of the block
   base::Hash128 digest;            // hash128 of the blob
-  FIELDS(key, layer, layers, tokens, digest)
+  // Key of the block before, of a first block the root that binds model, layout and salt. With the
+  // tokens compared at every block of a prefix, equal parents make whole prefixes equal. Zero: not
+  // told, not compared.
+  base::Hash128 parent;
+  uint32_t depth = 0, chain = 0;  // blocks before it; full blocks of the prompt it stands in
+  base::Hash128 space;  // model, weights, layout, dtype: all that keys bind beside salt and tokens
+  base::Hash128 bound;  // bound_of(this message); zero: not told, not checked
+  FIELDS(key, layer, layers, tokens, digest, parent, depth, chain, space, bound)
 };
+// Hash of every other field: the digest covers the rows, this what they are said to be.
+base::Hash128 bound_of(const PutKv& put);
 
 }  // namespace proto

@@ -45,7 +45,9 @@ kv_ram = "2GiB"
 [kvstore]
 nodes = 0
 ram = "1MiB"
-disk = ""
+policy = "cost_aware"
+disk = "/var/kv"
+disk_bytes = "2TiB"
 [numerics]
 mode = "invariant"
 kv = "f32"
@@ -85,6 +87,9 @@ TEST(ClusterConfig, ReadsEveryKey) {
   EXPECT_EQ(config->decode_kv_bytes, 2ull << 30);
   EXPECT_EQ(config->kvstore_nodes, 0u);
   EXPECT_EQ(config->kvstore_ram_bytes, 1u << 20);
+  EXPECT_EQ(config->kvstore_policy, "cost_aware");
+  EXPECT_EQ(config->kvstore_disk, "/var/kv");
+  EXPECT_EQ(config->kvstore_disk_bytes, 2ull << 40);
   EXPECT_EQ(config->numerics_kv, "f32");
   EXPECT_EQ(config->threads, 2u);
   EXPECT_EQ(config->bind, "10.0.0.1");
@@ -121,8 +126,6 @@ TEST(ClusterConfig, WhatIsNotOfferedIsRefusedByNameWithWhatIs) {
       {"[decode]\nmtp_steps = 3\n", "c.toml:2:13: decode.mtp_steps: 3 is not offered; only 0"},
       {"[decode]\nsteps_per_schedule = 2\n",
        "c.toml:2:22: decode.steps_per_schedule: 2 is not offered; only 1"},
-      {"[kvstore]\ndisk = \"/var\"\n",
-       "c.toml:2:8: kvstore.disk: \"/var\" is not offered; only \"\""},
       {"[numerics]\nmode = \"fast\"\n",
        "c.toml:2:8: numerics.mode: \"fast\" is not offered; only \"invariant\""},
       {"[numerics]\nweights = \"int8\"\n",

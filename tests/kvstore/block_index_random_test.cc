@@ -117,7 +117,8 @@ void run(uint64_t seed) {
   const uint64_t whole = block_cost();
   limits.bytes = whole * (2 + rng.below(8)) + rng.below(200);
   kvstore::BlockIndex index{limits};
-  NaiveIndex naive(limits.bytes, 100, whole - 100 * kLayers);
+  const uint64_t entry = kvstore::Arena::rounded(100);
+  NaiveIndex naive(limits.bytes, entry, whole - entry * kLayers);
   int64_t now = 0;
   for (int step = 0; step < 3000; ++step) {
     now += static_cast<int64_t>(rng.below(20));

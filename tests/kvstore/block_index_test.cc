@@ -108,14 +108,8 @@ TEST(BlockIndex, AMalformedOrDamagedPutIsRefused) {
 TEST(BlockIndex, ADamagedEntryIsDroppedOnReadAndCanBePutAgain) {
   BlockIndex index{IndexLimits{}};
   put_block(index, 1);
-  base::Bytes bytes(100, std::byte{1});
-  auto owner = std::make_shared<base::Bytes>(bytes);
-  proto::PutKv put = put_of(2, 0);
-  put.digest = base::hash128(*owner);
-  ASSERT_EQ(index.put(put, base::Blob(owner, *owner)), Outcome::kOk);
-  put_entry(index, 2, 1);
-  put_entry(index, 2, 2);
-  (*owner)[50] ^= std::byte{4};  // a bit flips in memory
+  put_block(index, 2);
+  flip_bit(index, 2, 0, 403);  // a bit flips in memory
   EXPECT_EQ(index.fetch(fetch_of({1, 2}, 0)).outcome, Outcome::kMissing);
   EXPECT_EQ(index.counters().corrupt, 1u);
   EXPECT_EQ(index.lookup(lookup_of(1, 1, {1, 2}), at_ms(0)), 1u);
@@ -184,16 +178,13 @@ TEST(BlockIndex, ALeaseOnABlockThatWasDroppedDoesNotHoldItsSuccessor) {
   BlockIndex index{IndexLimits{}};
   proto::PutKv put = put_of(1, 0);
   put.layers = 1;
-  auto owner = std::make_shared<base::Bytes>(100, std::byte{1});
-  put.digest = base::hash128(*owner);
-  index.put(put, base::Blob(owner, *owner));
+  index.put(put, blob_of(1, 0));
   ASSERT_EQ(index.lookup(lookup_of(1, 1, {1}), at_ms(0)), 1u);
-  (*owner)[0] = std::byte{7};
+  flip_bit(index, 1, 0, 0);
   index.fetch(fetch_of({1}, 0));
   EXPECT_EQ(index.blocks(), 0u);
   EXPECT_EQ(index.bytes(), 0u);
-  put.digest = base::hash128(*owner);
-  index.put(put, base::Blob(owner, *owner));
+  index.put(put, blob_of(1, 0));
   ASSERT_EQ(index.lookup(lookup_of(2, 1, {1}), at_ms(0)), 1u);
   index.release({1}, 1);  // of the block before
   index.release({2}, 1);

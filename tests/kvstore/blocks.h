@@ -49,6 +49,12 @@ inline proto::FetchKv fetch_of(const std::vector<uint32_t>& blocks, uint32_t lay
   for (const uint32_t block : blocks) asked.keys.push_back(key_of(block));
   return asked;
 }
+// A bit of the stored rows turns over, as in failing memory. REQUIRES: the entry is in RAM.
+inline void flip_bit(kvstore::BlockIndex& index, uint32_t block, uint32_t layer, size_t bit) {
+  const kvstore::Fetched got = index.fetch(fetch_of({block}, layer));
+  auto* const bytes = const_cast<std::byte*>(got.blobs.at(0).view().data());
+  bytes[bit / 8] ^= static_cast<std::byte>(1u << bit % 8);
+}
 inline base::Time at_ms(int64_t ms) { return base::Time(std::chrono::milliseconds(ms)); }
 
 // What one complete block costs.

@@ -1,13 +1,10 @@
 // The local engine against the reference: not close, equal. Every comparison is of bytes.
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <cstring>
 
 #include "base/rng.h"
 #include "model/checkpoint.h"
-#include "model/kernels.h"
-#include "model/multiply.h"
 #include "tests/model/pass_runner.h"
 
 namespace model {
@@ -110,57 +107,6 @@ INSTANTIATE_TEST_SUITE_P(Checkpoints, LocalEngineTest,
                            for (char& c : name) c = c == '-' ? '_' : c;
                            return name;
                          });
-
-// Kernels at sizes no checkpoint here has.
-TEST(Kernels, MultiplyHasTheBitsOfDotAtEverySizeAndRowCount) {
-  base::Rng rng(3);
-  ThreadPool threads(1);
-  Integrity integrity;
-  const Compute compute{threads, integrity};
-  for (uint32_t inputs : {1u, 15u, 256u, 257u, 512u, 700u, 1024u, 1800u}) {
-    for (uint32_t outputs : {1u, 16u, 17u, 50u, 96u}) {
-      for (bool bf16 : {false, true}) {
-        std::vector<float> w(static_cast<size_t>(inputs) * outputs),
-            x(static_cast<size_t>(inputs) * 13);
-        for (float& v : w) v = from_bf16(to_bf16(static_cast<float>(rng.uniform()) - 0.5f));
-        for (float& v : x) v = static_cast<float>(rng.uniform()) - 0.5f;
-        PackedMatrix packed(outputs, inputs, bf16 ? WeightFormat::kBf16 : WeightFormat::kF32);
-        packed.set_rows(0, outputs, w.data());
-        packed.seal();
-        std::vector<float> y(static_cast<size_t>(outputs) * 13);
-        for (uint32_t rows = 1; rows <= 13; ++rows) {
-          std::fill(y.begin(), y.end(), -1.0f);
-          multiply(compute, {&packed, x.data(), inputs, rows, y.data(), outputs});
-          for (uint32_t r = 0; r < rows; ++r) {
-            for (uint32_t j = 0; j < outputs; ++j) {
-              const float want = dot(std::span(x).subspan(static_cast<size_t>(r) * inputs, inputs),
-                                     std::span(w).subspan(static_cast<size_t>(j) * inputs, inputs));
-              ASSERT_EQ(want, y[static_cast<size_t>(r) * outputs + j])
-                  << inputs << "x" << outputs << " rows " << rows << " at " << r << "," << j;
-            }
-          }
-        }
-      }
-    }
-  }
-}
-
-TEST(Kernels, ExpHasTheBitsOfTheScalarForm) {
-  std::vector<float> x;
-  for (float v = -100.0f; v < 100.0f; v += 0.0137f) x.push_back(v);
-  for (float v : {0.0f, -0.0f, 88.72283f, -87.33654f, INFINITY, -INFINITY, 1e-30f}) x.push_back(v);
-  std::vector<float> y = x;
-  exp_in_place(y);
-  for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(fixed_exp(x[i]), y[i]) << x[i];
-}
-
-TEST(Kernels, TheArithmeticDigestIsTheReferences) {
-  ModelConfig config;
-  config.rope = 64;
-  config.rope_theta = 1e6;
-  EXPECT_EQ(arithmetic_digest(local_ops(), Rope(config)),
-            arithmetic_digest(reference_ops(), Rope(config)));
-}
 
 }  // namespace
 }  // namespace model

@@ -2,8 +2,16 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <ctime>
+#include <limits>
 #include <map>
+#include <numeric>
+
+#include "base/rng.h"
+#include "model/numerics.h"
 
 namespace {
 
@@ -173,6 +181,174 @@ TEST(Sampler, ALargeVocabularyIsSortedExactly) {
     const TokenId a = out.logprobs.top[i - 1].first, b = out.logprobs.top[i].first;
     ASSERT_TRUE(logits[a] > logits[b] || (logits[a] == logits[b] && a < b)) << i;
   }
+}
+
+constexpr size_t kVocab = 163840;
+
+std::vector<float> large_logits(uint64_t seed) {
+  base::Rng rng(seed);
+  std::vector<float> logits(kVocab);
+  for (float& logit : logits) logit = static_cast<float>(rng.uniform() + rng.uniform()) * 6 - 6;
+  for (size_t i = 0; i < 400; ++i) logits[rng.below(kVocab)] = 7.5f;  // equals at the top
+  return logits;
+}
+
+// The rule of docs/NUMERICS.md, "Sampling", with a whole sort and no short cut.
+TokenId draw_plainly(const std::vector<float>& logits, const Sampling& s, uint64_t index) {
+  std::vector<TokenId> ids(logits.size());
+  std::iota(ids.begin(), ids.end(), 0u);
+  std::stable_sort(ids.begin(), ids.end(),
+                   [&](TokenId a, TokenId b) { return logits[a] > logits[b]; });
+  if (s.top_k > 0) ids.resize(std::min<size_t>(ids.size(), s.top_k));
+  const auto weight = [&](TokenId id) {
+    return model::fixed_exp((logits[id] - logits[ids[0]]) / s.temperature);
+  };
+  const auto units = [&](TokenId id) { return static_cast<uint64_t>(weight(id) * 0x1p44f); };
+  const auto total = [&] {
+    uint64_t sum = 0;
+    for (TokenId id : ids) sum += units(id);
+    return sum;
+  };
+  const double enough = static_cast<double>(s.top_p) * static_cast<double>(total());
+  uint64_t sum = 0;
+  size_t n = 0;
+  while (n < ids.size() && (n == 0 || s.top_p >= 1 || static_cast<double>(sum) < enough))
+    sum += units(ids[n++]);
+  ids.resize(n);
+  while (ids.size() > 1 && weight(ids.back()) < s.min_p) ids.pop_back();
+  const uint64_t all = total();
+  const double share = base::uniform_at(s.seed, s.choice, index) * static_cast<double>(all);
+  const uint64_t target = std::min(static_cast<uint64_t>(share), all - 1);
+  sum = 0;
+  for (TokenId id : ids)
+    if ((sum += units(id)) > target) return id;
+  return ids.back();
+}
+
+TEST(Sampler, SelectionGivesWhatAWholeSortGives) {
+  base::Rng rng(5);
+  for (uint64_t seed = 0; seed < 3; ++seed) {
+    const std::vector<float> logits = large_logits(seed);
+    for (int turn = 0; turn < 12; ++turn) {
+      Sampling sampling;
+      sampling.seed = rng.next();
+      sampling.temperature = turn % 3 == 0 ? 1.0f : turn % 3 == 1 ? 0.3f : 1.7f;
+      if (turn % 2 == 0) sampling.top_k = static_cast<uint32_t>(1 + rng.below(1000));
+      if (turn % 4 > 1) sampling.top_p = static_cast<float>(rng.uniform());
+      if (turn % 5 == 4) sampling.min_p = static_cast<float>(rng.uniform()) * 0.2f;
+      ASSERT_EQ(draw(logits, sampling), draw_plainly(logits, sampling, 0)) << turn;
+    }
+  }
+}
+
+// Pearson's χ² of seeded draws against the exact distribution: 99.99 % quantiles.
+TEST(Sampler, DrawsPassAChiSquareTest) {
+  std::vector<float> logits(24);
+  for (size_t i = 0; i < logits.size(); ++i)
+    logits[i] = static_cast<float>((i * 7) % 24) / 6.0f - 2.0f;
+  struct Case {
+    float temperature;
+    uint32_t top_k;
+    float top_p;
+    double limit;  // of χ² with (candidates − 1) degrees of freedom
+  };
+  // 23, 7 and 11 degrees of freedom.
+  for (const Case& c :
+       {Case{1.0f, 0, 1.0f, 56.5}, Case{0.7f, 8, 1.0f, 29.9}, Case{1.3f, 12, 1.0f, 37.4}}) {
+    Sampling sampling;
+    sampling.temperature = c.temperature;
+    sampling.top_k = c.top_k;
+    sampling.top_p = c.top_p;
+    constexpr int kDraws = 40000;
+    const auto seen = histogram(logits, sampling, kDraws);
+    std::vector<TokenId> order(logits.size());
+    std::iota(order.begin(), order.end(), 0u);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](TokenId a, TokenId b) { return logits[a] > logits[b]; });
+    if (c.top_k > 0) order.resize(c.top_k);
+    double sum = 0, chi = 0;
+    int counted = 0;
+    for (TokenId id : order) sum += std::exp(logits[id] / c.temperature);
+    for (TokenId id : order) {
+      const double expected = kDraws * std::exp(logits[id] / c.temperature) / sum;
+      const auto it = seen.find(id);
+      const int count = it == seen.end() ? 0 : it->second;
+      chi += (count - expected) * (count - expected) / expected;
+      counted += count;
+    }
+    EXPECT_EQ(counted, kDraws) << "nothing outside the candidates";
+    EXPECT_LT(chi, c.limit) << c.temperature;
+    EXPECT_GT(chi, 0.1) << "draws of different seeds are not arranged";
+  }
+}
+
+TEST(Sampler, ChoicesAreIndependentAndIndexesToo) {
+  // Two equal tokens: neighbouring choices and indexes agree half of the time.
+  const std::vector<float> logits{0, 0};
+  Sampling a, b;
+  int same_choice = 0, same_index = 0;
+  for (uint32_t i = 0; i < 4000; ++i) {
+    a.seed = b.seed = i;
+    b.choice = 1;
+    same_choice += draw(logits, a) == draw(logits, b);
+    same_index += draw(logits, a) == draw(logits, a, {9});
+  }
+  EXPECT_NEAR(same_choice, 2000, 200);
+  EXPECT_NEAR(same_index, 2000, 200);
+}
+
+TEST(Sampler, EverythingBarredGivesTheLowestId) {
+  Sampling sampling;
+  sampling.seed = 1;
+  const float barred = -std::numeric_limits<float>::infinity();
+  EXPECT_EQ(draw({barred, barred, barred}, sampling), 0u);
+  EXPECT_EQ(draw({barred, 1.0f, barred}, sampling), 1u);
+}
+
+TEST(Sampler, IgnoringEosStillDrawsIt) {
+  Sampling sampling;
+  sampling.temperature = 0;
+  sampling.ignore_eos = true;
+  sampling.min_tokens = 1;
+  EXPECT_EQ(draw({0, 1, 9, 8}, sampling), 3u) << "min_tokens bars it all the same";
+  EXPECT_EQ(draw({0, 1, 9, 8}, sampling, {1}), 2u);
+}
+
+// Thread time, so that neighbours do not count; the best of several, so that a cold cache does not.
+double best_milliseconds(const std::vector<float>& logits, Sampling sampling) {
+  const std::vector<TokenId> eos{2};
+  double best = 1e9;
+  for (uint64_t turn = 0; turn < 9; ++turn) {
+    sampling.seed = turn;
+    timespec begin{}, end{};
+    ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &begin);
+    const TokenId token = model::sample(SampleInput{logits, {}, {}, eos}, sampling).token;
+    ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &end);
+    EXPECT_LT(token, logits.size());
+    best = std::min(best, static_cast<double>(end.tv_sec - begin.tv_sec) * 1e3 +
+                              static_cast<double>(end.tv_nsec - begin.tv_nsec) * 1e-6);
+  }
+  return best;
+}
+
+TEST(Sampler, ALargeVocabularyIsSampledQuickly) {
+  const std::vector<float> logits = large_logits(1);
+  Sampling greedy, top_k, top_p, plain, logprobs;
+  greedy.temperature = 0;
+  top_k.top_k = 40;
+  top_p.top_p = 0.9f;
+  top_p.temperature = 0.3f;
+  logprobs.temperature = 0;
+  logprobs.top_logprobs = 20;
+  const double greedy_ms = best_milliseconds(logits, greedy);
+  const double top_k_ms = best_milliseconds(logits, top_k);
+  std::printf("greedy %.3f ms, top-k %.3f, top-p %.3f, plain %.3f, logprobs %.3f\n", greedy_ms,
+              top_k_ms, best_milliseconds(logits, top_p), best_milliseconds(logits, plain),
+              best_milliseconds(logits, logprobs));
+#ifdef NDEBUG  // other builds are not made for speed
+  EXPECT_LT(greedy_ms, 1.0);
+  EXPECT_LT(top_k_ms, 1.0);
+#endif
 }
 
 TEST(FinishAfter, NamesTheReason) {

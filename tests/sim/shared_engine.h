@@ -1,32 +1,82 @@
 // One engine behind many nodes of a simulated cluster: weights are loaded once. Sound because an
-// engine is constant after construction and the simulation has one thread.
+// engine is constant after construction and the simulation has one thread. What goes wrong in one
+// node (inject) goes wrong in its SharedEngine.
 #pragma once
+#include <limits>
+#include <map>
+#include <string>
+#include <utility>
+
 #include "model/engine.h"
+#include "model/integrity.h"
 
 namespace simulation {
 
 class SharedEngine final : public model::Engine {
  public:
-  explicit SharedEngine(model::Engine& shared) : shared_(shared) {}
+  // Stands in `engines` under its node's name while it lives.
+  using Engines = std::map<std::string, SharedEngine*>;
+  SharedEngine(model::Engine& shared, Engines& engines, std::string node)
+      : shared_(shared), engines_(engines), node_(std::move(node)) {
+    engines_[node_] = this;
+  }
+  SharedEngine(const SharedEngine&) = delete;
+  SharedEngine& operator=(const SharedEngine&) = delete;
+  ~SharedEngine() override {
+    if (engines_[node_] == this) engines_.erase(node_);
+  }
+
   const model::Shape& shape() const override { return shared_.shape(); }
   void embed(model::Pass& pass) override { shared_.embed(pass); }
   void attend(uint32_t layer, uint32_t j, model::Pass& pass) override {
     shared_.attend(layer, j, pass);
+    spoil(pass.h);
   }
   void route(uint32_t layer, model::Pass& pass) override { shared_.route(layer, pass); }
-  void mlp(uint32_t layer, uint32_t j, model::Pass& pass) override { shared_.mlp(layer, j, pass); }
+  void mlp(uint32_t layer, uint32_t j, model::Pass& pass) override {
+    shared_.mlp(layer, j, pass);
+    if (j == 1 && std::exchange(nan_next_, false))
+      pass.h[0] = std::numeric_limits<float>::quiet_NaN();
+  }
   void experts(uint32_t layer, std::span<const float> x, std::span<const uint16_t> rows,
                std::span<const uint16_t> experts, std::span<float> out) override {
     shared_.experts(layer, x, rows, experts, out);
+    spoil(out);
   }
   void combine(uint32_t layer, model::Pass& pass) override { shared_.combine(layer, pass); }
   void head(const model::Pass& pass, std::span<const uint32_t> rows, std::span<float> logits,
             std::vector<float>* final_hidden) override {
     shared_.head(pass, rows, logits, final_hidden);
+    spoil(logits);
+  }
+  const model::Integrity* integrity() const override { return &integrity_; }
+  void inject(base::FaultPoint fault) override {
+    switch (fault) {
+      case base::FaultPoint::kWeightBit:
+        weights_bad_ = true;
+        return;
+      case base::FaultPoint::kProductBit:  // mended by computing again: nothing to see
+        integrity_.count_transient();
+        return;
+      case base::FaultPoint::kHiddenNan:
+        nan_next_ = true;
+        return;
+    }
   }
 
  private:
+  // Bad weights spoil what they give, and the row checksums notice.
+  void spoil(std::span<float> values) {
+    if (!weights_bad_ || values.empty()) return;
+    values[0] = values[0] == 1.0f ? 2.0f : 1.0f;
+    integrity_.break_down("injected: a weight has changed in memory");
+  }
+
   model::Engine& shared_;
+  Engines& engines_;
+  const std::string node_;
+  model::Integrity integrity_;
+  bool weights_bad_ = false, nan_next_ = false;
 };
 
 }  // namespace simulation

@@ -88,13 +88,13 @@ void SimCluster::add_nodes(const ClusterOptions& options, model::Engine& engine)
       proto::kCoordinatorNode);
   for (uint32_t i = 0; i < options.stages; ++i) {
     const std::string name = fmt::format("prefill-{}", i);
-    host_->add(name, proto::kPrefill, [=, &engine] {
+    host_->add(name, proto::kPrefill, [=, this, &engine] {
       prefill::PrefillConfig config;
       config.identity = identity(proto::Role::kPrefill, name, shape);
       config.shape = shape;
       config.make_engine =
-          [&engine](model::LayerRange) -> base::Result<std::unique_ptr<model::Engine>> {
-        return std::make_unique<SharedEngine>(engine);
+          [this, name, &engine](model::LayerRange) -> base::Result<std::unique_ptr<model::Engine>> {
+        return std::make_unique<SharedEngine>(engine, engines_, name);
       };
       config.kv_bytes = options.kv_bytes;
       config.chunk_tokens = options.chunk_tokens;
@@ -104,12 +104,12 @@ void SimCluster::add_nodes(const ClusterOptions& options, model::Engine& engine)
   }
   for (uint32_t i = 0; i < options.ranks; ++i) {
     const std::string name = fmt::format("decode-{}", i);
-    host_->add(name, proto::kDecode, [=, &engine] {
+    host_->add(name, proto::kDecode, [=, this, &engine] {
       decode::DecodeConfig config;
       config.identity = identity(proto::Role::kDecode, name, shape);
       config.shape = shape;
-      config.make_engine = [&engine]() -> base::Result<std::unique_ptr<model::Engine>> {
-        return std::make_unique<SharedEngine>(engine);
+      config.make_engine = [this, name, &engine]() -> base::Result<std::unique_ptr<model::Engine>> {
+        return std::make_unique<SharedEngine>(engine, engines_, name);
       };
       config.kv_bytes = options.kv_bytes;
       config.max_batch = options.max_batch;
@@ -119,9 +119,17 @@ void SimCluster::add_nodes(const ClusterOptions& options, model::Engine& engine)
   }
   for (uint32_t i = 0; i < options.stores; ++i) {
     const std::string name = fmt::format("kvstore-{}", i);
+    kvstore::SimMedium* medium = nullptr;
+    kvstore::IndexLimits limits;
+    if (options.store_disk) {
+      medium = disks_.emplace_back(std::make_unique<kvstore::SimMedium>(options.seed + i)).get();
+      limits.bytes = 64u << 10;
+      limits.disk_bytes = 1u << 20;
+    }
     host_->add(name, proto::kKvstore, [=] {
+      auto disk = medium != nullptr ? kvstore::make_sim_disk(*medium) : nullptr;
       return std::make_unique<kvstore::KvstoreActor>(identity(proto::Role::kKvstore, name, shape),
-                                                     kvstore::IndexLimits{});
+                                                     limits, std::move(disk));
     });
     nodes_.push_back(name);
   }
@@ -137,6 +145,11 @@ bool SimCluster::ready() {
       std::count_if(status.nodes.begin(), status.nodes.end(),
                     [](const coordinator::NodeStatus& node) { return node.state == "ready"; });
   return status.ready && static_cast<size_t>(ready) >= nodes_.size() + 1;
+}
+
+void SimCluster::inject(const std::string& node, base::FaultPoint fault) {
+  const auto found = engines_.find(node);
+  if (found != engines_.end()) found->second->inject(fault);
 }
 
 size_t SimCluster::submit(coordinator::Submission submission) {
@@ -188,9 +201,12 @@ std::string SimCluster::held() {
                         name, ledger.reservations, ledger.running, ledger.blocks_used,
                         ledger.outbox, ledger.expert_calls);
       }
-    } else if (const size_t leases = as<kvstore::KvstoreActor>(actor)->index().leases();
-               leases > 0) {
-      held += fmt::format("{}: {} leases; ", name, leases);
+    } else {
+      const auto* store = as<kvstore::KvstoreActor>(actor);
+      const size_t leases = store->index().leases();
+      const uint32_t reading = store->disk().reading();
+      if (leases > 0 || reading > 0)
+        held += fmt::format("{}: {} leases, {} disk reads; ", name, leases, reading);
     }
   }
   return held;

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -12,9 +13,12 @@
 #include "actor/sim_host.h"
 #include "base/cluster_config.h"
 #include "coordinator/gateway.h"
+#include "kvstore/sim_disk.h"
 #include "model/engine.h"
 
 namespace simulation {
+
+class SharedEngine;
 
 struct ClusterOptions {
   uint64_t seed = 1;
@@ -22,6 +26,7 @@ struct ClusterOptions {
   uint32_t chunk_tokens = 16, max_batch = 8;
   uint64_t kv_bytes = 32u << 20;
   uint32_t heartbeat_misses = 5;
+  bool store_disk = false;  // stores of little RAM over a simulated disk
   actor::SimNetwork network{};
   std::set<std::string> without_retry{};
   std::function<void(base::Level, std::string_view)>
@@ -51,6 +56,11 @@ class SimCluster {
   const std::vector<std::string>& nodes() const { return nodes_; }  // all but the coordinator
   bool ready();
 
+  // The disks of the stores, for their faults; they outlive the stores' lives.
+  std::vector<std::unique_ptr<kvstore::SimMedium>>& disks() { return disks_; }
+  // Makes a node's engine go wrong; nothing happens while the node has none.
+  void inject(const std::string& node, base::FaultPoint fault);
+
   size_t submit(coordinator::Submission submission);  // now; the index of its Outcome
   void cancel(size_t index);
   const std::vector<std::unique_ptr<Outcome>>& outcomes() const { return outcomes_; }
@@ -64,6 +74,8 @@ class SimCluster {
   coordinator::Gateway& gateway();
 
   base::ClusterConfig config_;
+  std::vector<std::unique_ptr<kvstore::SimMedium>> disks_;
+  std::map<std::string, SharedEngine*> engines_;  // of the nodes that have one now
   std::unique_ptr<actor::SimHost> host_;
   std::vector<std::string> nodes_;
   std::vector<std::unique_ptr<Outcome>> outcomes_;

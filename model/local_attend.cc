@@ -1,0 +1,330 @@
+// The attention proper: some queries of one sequence over the tiles of the cache that they attend.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "model/kernels_attention.h"
+#include "model/local_attention.h"
+
+namespace model {
+
+namespace {
+
+// Queries · heads of a task: their outputs and the tile stay in a core's cache.
+uint32_t most_rows(uint32_t kv_lora) { return kv_lora > 256 ? 64 : 128; }
+
+// Positions attended together: consecutive ones, or some of a chosen set; all of one span.
+struct Tile {
+  uint32_t span = 0;
+  uint32_t begin = 0;  // first position
+  uint32_t n = 0;      // 0: there is none
+  const std::byte* rows[kTile];
+};
+
+// The tiles of the positions that a task attends, in order.
+class TileWalk {
+ public:
+  struct Cache {
+    KvView kv;
+    uint32_t layer = 0;
+    size_t offset = 0;  // of the latent in a KV row
+    uint32_t span = 0;  // positions of one
+  };
+  // chosen: empty for all positions before `end`.
+  TileWalk(const Cache& cache, std::span<const uint32_t> chosen, uint32_t end)
+      : cache_(cache), chosen_(chosen), end_(end) {}
+
+  void next(Tile& tile) {
+    const uint32_t total = chosen_.empty() ? end_ : static_cast<uint32_t>(chosen_.size());
+    tile.n = 0;
+    if (at_ >= total) return;
+    tile.begin = position(at_);
+    tile.span = tile.begin / cache_.span;
+    for (; at_ < total && tile.n < kTile && position(at_) / cache_.span == tile.span; ++at_)
+      tile.rows[tile.n++] = cache_.kv.row(cache_.layer, position(at_)) + cache_.offset;
+  }
+
+ private:
+  uint32_t position(uint32_t i) const { return chosen_.empty() ? i : chosen_[i]; }
+  const Cache cache_;
+  const std::span<const uint32_t> chosen_;
+  const uint32_t end_;
+  uint32_t at_ = 0;
+};
+
+// Softmax partials of the rows of a task: those of the span at hand, and of whole subtrees of spans
+// before it: one a level, as in a binary counter. That is merge_spans() of numerics.h in the order
+// in which spans come.
+class SpanTree {
+ public:
+  void start(uint32_t rows, uint32_t width) {
+    rows_ = rows;
+    width_ = width;
+    stride_ = round_up_panel(width);
+    spans_ = 0;
+    own(0);
+  }
+  float* outputs() { return levels_[0].o.as<float>(); }
+  size_t stride() const { return stride_; }
+  // The span at hand is whole: row r has partial (m, l) and outputs(), or nothing.
+  void set(uint32_t row, float m, float l) {
+    levels_[0].m[row] = m;
+    levels_[0].l[row] = l;
+    levels_[0].empty[row] = false;
+  }
+  // Spans that are left out between two have no partials.
+  void begin_span(uint32_t index) {
+    for (; spans_ < index; ++spans_) carry(/*empty=*/true);
+    Level& own = levels_[0];
+    std::fill_n(own.o.as<float>(), rows_ * stride_, 0.0f);
+    std::fill(own.empty.begin(), own.empty.end(), true);
+  }
+  void end_span() {
+    carry(/*empty=*/false);
+    ++spans_;
+  }
+  // out: row r's output, divided, `stride` apart.
+  void finish(float* out) {
+    const Level* whole = nullptr;
+    for (uint32_t level = 1; (spans_ >> (level - 1)) != 0; ++level) {
+      if (((spans_ >> (level - 1)) & 1) == 0) continue;
+      if (whole != nullptr) merge(levels_[level], *whole, levels_[level]);
+      whole = &levels_[level];
+    }
+    for (uint32_t r = 0; r < rows_; ++r)
+      divide_outputs(whole->o.as<float>() + r * stride_, whole->l[r], width_,
+                     out + static_cast<size_t>(r) * width_);
+  }
+
+ private:
+  struct Level {
+    AlignedBuffer o;  // [rows, stride]
+    std::vector<float> m, l;
+    std::vector<uint8_t> empty;
+  };
+  // levels_[0] is the span at hand, levels_[i + 1] a subtree of 2^i spans.
+  Level& own(size_t level) {
+    if (levels_.size() <= level) levels_.resize(level + 1);
+    Level& it = levels_[level];
+    const size_t bytes = rows_ * stride_ * sizeof(float);
+    if (it.o.bytes() < bytes) it.o = AlignedBuffer(bytes);
+    if (it.m.size() < rows_) {
+      it.m.resize(rows_);
+      it.l.resize(rows_);
+      it.empty.resize(rows_, true);
+    }
+    return it;
+  }
+  // Adds levels_[0] as span number spans_: what it completes merges into ever larger subtrees.
+  void carry(bool empty) {
+    if (empty) std::fill(levels_[0].empty.begin(), levels_[0].empty.end(), true);
+    const auto full = static_cast<size_t>(std::countr_one(spans_));
+    own(full + 1);
+    Level* young = &levels_[0];
+    for (size_t at = 1; at <= full; ++at) {
+      merge(levels_[at], *young, levels_[at]);
+      young = &levels_[at];
+    }
+    std::swap(levels_[full + 1], *young);
+    own(0);
+  }
+  // to ← a with b, a being the earlier; to may be either.
+  void merge(const Level& a, const Level& b, Level& to) {
+    for (uint32_t r = 0; r < rows_; ++r) {
+      const float* ao = a.o.as<float>() + r * stride_;
+      const float* bo = b.o.as<float>() + r * stride_;
+      float* out = to.o.as<float>() + r * stride_;
+      if (a.empty[r] || b.empty[r]) {
+        const Level& one = a.empty[r] ? b : a;
+        if (&one != &to) std::copy_n(one.o.as<float>() + r * stride_, width_, out);
+        const float m = one.m[r], l = one.l[r];
+        const bool none = one.empty[r];
+        to.m[r] = m, to.l[r] = l, to.empty[r] = none;
+        continue;
+      }
+      const float m = std::max(a.m[r], b.m[r]);
+      const float ea = fixed_exp(a.m[r] - m), eb = fixed_exp(b.m[r] - m);
+      merge_outputs(ao, ea, bo, eb, width_, out);
+      to.l[r] = std::fma(a.l[r], ea, b.l[r] * eb);
+      to.m[r] = m;
+    }
+  }
+
+  uint32_t rows_ = 0, width_ = 0, spans_ = 0;
+  size_t stride_ = 0;
+  std::vector<Level> levels_;
+};
+
+// What a thread works with, kept from task to task.
+struct Buffers {
+  AlignedBuffer tile, queries, scores;
+  std::vector<GroupState> states;
+  SpanTree tree;
+  Tile tiles[2];
+};
+Buffers& buffers() {
+  thread_local Buffers own;
+  return own;
+}
+
+void reserve(AlignedBuffer& buffer, size_t floats) {
+  if (buffer.bytes() < floats * sizeof(float)) buffer = AlignedBuffer(floats * sizeof(float));
+}
+
+}  // namespace
+
+// Queries [first, first + count) of a segment: over all positions up to their own, or, one query
+// alone, over a chosen set.
+class LocalAttention::Worker {
+ public:
+  Worker(const LocalAttention& of, const AttentionSite& site, const AttentionTask& task,
+         AttentionScratch& s)
+      : c_(of.config_),
+        of_(of),
+        task_(task),
+        own_(buffers()),
+        walk_({task.segment->kv, site.layer, site.j * c_.latent() * of.value_bytes(), of.span_},
+              task.chosen, task.segment->position + task.first + task.count),
+        rows_(task.count * c_.heads),
+        first_row_(static_cast<size_t>(task.segment->row + task.first) * c_.heads),
+        s_(s) {}
+
+  void run() {
+    pack_queries();
+    own_.tree.start(rows_, c_.kv_lora);
+    reserve(own_.tile, tile_floats(c_.latent()));
+    reserve(own_.scores, kTileRows * kMostLanes);
+    Tile* tile = &own_.tiles[0];
+    Tile* next = &own_.tiles[1];
+    walk_.next(*tile);
+    while (tile->n > 0) {
+      const uint32_t span = tile->span;
+      begin_span(span);
+      for (; tile->n > 0 && tile->span == span; std::swap(tile, next)) {
+        walk_.next(*next);
+        widen_tile(cached(*tile), own_.tile.as<float>());
+        for (uint32_t group = 0; group < own_.states.size(); ++group)
+          take_tile(group, *tile, *next);
+      }
+      end_span(span);
+    }
+    own_.tree.finish(s_.out_latent.data() + first_row_ * c_.kv_lora);
+  }
+
+ private:
+  CachedRows cached(const Tile& tile) const {
+    return {tile.rows, tile.n, c_.latent(), of_.kv_ == KvType::kBf16};
+  }
+  uint32_t lanes(uint32_t group) const { return lanes_for(rows_ - group * kMostLanes); }
+  uint32_t members(uint32_t group) const {
+    return std::min(kMostLanes, rows_ - group * kMostLanes);
+  }
+  uint32_t position_of(uint32_t row) const {
+    return task_.segment->position + task_.first + row / c_.heads;
+  }
+  const float* queries(uint32_t group) const {
+    return own_.queries.as<float>() + static_cast<size_t>(group) * kMostLanes * c_.latent();
+  }
+
+  // Groups of rows, value by value: [group][latent][lanes].
+  void pack_queries() {
+    const uint32_t groups = (rows_ + kMostLanes - 1) / kMostLanes, latent = c_.latent();
+    own_.states.resize(groups);
+    reserve(own_.queries, static_cast<size_t>(groups) * kMostLanes * latent);
+    for (uint32_t group = 0; group < groups; ++group) {
+      float* to = own_.queries.as<float>() + static_cast<size_t>(group) * kMostLanes * latent;
+      const uint32_t width = lanes(group), used = members(group);
+      const float* from = s_.q_latent.data() + (first_row_ + group * kMostLanes) * latent;
+      for (uint32_t k = 0; k < latent; ++k, to += width) {
+        for (uint32_t lane = 0; lane < used; ++lane)
+          to[lane] = from[static_cast<size_t>(lane) * latent + k];
+        for (uint32_t lane = used; lane < width; ++lane) to[lane] = 0;
+      }
+    }
+  }
+
+  void begin_span(uint32_t span) {
+    own_.tree.begin_span(span);
+    for (GroupState& state : own_.states) state.reset();
+  }
+
+  void end_span(uint32_t span) {
+    for (uint32_t row = 0; row < rows_; ++row) {
+      if (task_.chosen.empty() && position_of(row) / of_.span_ < span) continue;  // ends before it
+      const GroupState& state = own_.states[row / kMostLanes];
+      own_.tree.set(row, state.m[row % kMostLanes], state.l[row % kMostLanes]);
+    }
+    own_.tree.end_span();
+  }
+
+  // Positions of the tile that a row sees.
+  uint32_t visible(uint32_t row, const Tile& tile) const {
+    if (!task_.chosen.empty()) return tile.n;
+    const uint32_t end = position_of(row) + 1;
+    return end <= tile.begin ? 0 : std::min(tile.n, end - tile.begin);
+  }
+
+  void take_tile(uint32_t group, const Tile& tile, const Tile& next) {
+    const uint32_t first = group * kMostLanes, used = members(group), width = lanes(group);
+    const uint32_t most = visible(first + used - 1, tile);
+    if (most == 0) return;
+    const bool ragged = visible(first, tile) != most;
+    float* scores = own_.scores.as<float>();
+    GroupState& state = own_.states[group];
+    score_tile(own_.tile.as<float>(), most, c_.latent(), queries(group), width,
+               group == 0 ? cached(next) : CachedRows{}, scores);
+    alignas(64) float seen[kMostLanes] = {};
+    for (uint32_t lane = 0; ragged && lane < used; ++lane)
+      seen[lane] = static_cast<float>(visible(first + lane, tile));
+    softmax_tile(scores, most, width, ragged ? seen : nullptr, of_.sigma_, state);
+    for (uint32_t lane = 0; lane < used;) {
+      const uint32_t n = visible(first + lane, tile);
+      uint32_t end =
+          ragged ? std::min(used, ((first + lane) / c_.heads + 1) * c_.heads - first) : used;
+      if (n > 0) {
+        weigh_tile({.first = lane,
+                    .count = end - lane,
+                    .n = n,
+                    .lanes = width,
+                    .width = c_.kv_lora,
+                    .o_stride = own_.tree.stride()},
+                   own_.tile.as<float>(), scores, state.alpha,
+                   own_.tree.outputs() + first * own_.tree.stride());
+      }
+      lane = end;
+    }
+  }
+
+  const ModelConfig& c_;
+  const LocalAttention& of_;
+  const AttentionTask& task_;
+  Buffers& own_;
+  TileWalk walk_;
+  const uint32_t rows_;  // queries · heads
+  const size_t first_row_;
+  AttentionScratch& s_;
+};
+
+void LocalAttention::attend_rows(const AttentionSite& site, const Pass& pass,
+                                 AttentionScratch& s) const {
+  const uint32_t group = std::max(1u, most_rows(config_.kv_lora) / config_.heads);
+  s.out_latent.resize(static_cast<size_t>(pass.rows()) * config_.heads * config_.kv_lora);
+  s.tasks.clear();
+  for (const Segment& segment : pass.segments) {
+    for (uint32_t i = 0; i < segment.count;) {
+      const std::vector<uint32_t>& chosen = s.chosen[segment.row + i];
+      uint32_t count = 1;
+      while (chosen.empty() && count < group && i + count < segment.count &&
+             s.chosen[segment.row + i + count].empty())
+        ++count;
+      s.tasks.push_back({&segment, i, count, chosen});
+      i += count;
+    }
+  }
+  // The longest come last in a segment: they start first.
+  std::reverse(s.tasks.begin(), s.tasks.end());
+  compute_.threads.run(static_cast<uint32_t>(s.tasks.size()),
+                       [&](uint32_t task) { Worker(*this, site, s.tasks[task], s).run(); });
+}
+
+}  // namespace model
