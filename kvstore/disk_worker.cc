@@ -76,12 +76,14 @@ Task<void> DiskWorker::reopen(Context& ctx) {
 Task<void> DiskWorker::write_behind(Context& ctx) {
   writing_ = true;
   while (index_.has_unwritten()) {
-    const DiskBatch batch = index_.next_batch(kBatchBytes);
-    if (batch.empty()) break;
+    // Over the limit nothing is added until garbage was given back; to see that, it is asked again.
+    const bool over = counters_.physical_bytes > limit_;
+    const DiskBatch batch = index_.next_batch(over ? 0 : kBatchBytes);
+    if (batch.empty() && !over) break;
     base::Status status;
     uint64_t physical = 0;
     std::function<void()> job = [this, &batch, &status, &physical] {
-      status = tier_->write(batch);
+      if (!batch.empty()) status = tier_->write(batch);
       physical = tier_->physical_bytes();
       if (physical > limit_) tier_->reclaim();
     };

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <csignal>
 
 #include "kvstore/kvstore_actor.h"
@@ -17,6 +18,9 @@ base::Result<std::unique_ptr<actor::Actor>> make(node::ProcessInfo& info) {
   if (!info.config.kvstore_disk.empty()) {
     kvstore::RocksOptions options;
     options.folder = info.config.kvstore_disk + "/" + info.identity.name;
+    // The log takes up to four times this beside the blocks.
+    options.memtable_bytes =
+        std::clamp<uint64_t>(limits.disk_bytes / 64, 1u << 20, options.memtable_bytes);
     disk = kvstore::make_rocks_disk(std::move(options));
   }
   return std::make_unique<kvstore::KvstoreActor>(std::move(info.identity), limits, std::move(disk));

@@ -87,8 +87,6 @@ rocksdb::Options rocks_options(const RocksOptions& asked) {
   options.max_background_jobs = 2;
   options.max_total_wal_size = 4 * asked.memtable_bytes;
   options.max_open_files = 512;
-  options.bytes_per_sync = 4u << 20;  // no bursts at the end of a file
-  options.wal_bytes_per_sync = 4u << 20;
   options.keep_log_file_num = 2;
   options.max_log_file_size = 1u << 20;
   options.info_log_level = rocksdb::WARN_LEVEL;
@@ -249,8 +247,7 @@ std::vector<base::Result<base::Bytes>> RocksDisk::read(const std::vector<DiskRea
   keys.assign(names.begin(), names.end());
   std::vector<rocksdb::PinnableSlice> values(reads.size());
   std::vector<rocksdb::Status> statuses(reads.size());
-  rocksdb::ReadOptions options;
-  options.fill_cache = false;
+  const rocksdb::ReadOptions options;  // the cache gets where the rows are, not the rows
   db_->MultiGet(options, db_->DefaultColumnFamily(), keys.size(), keys.data(), values.data(),
                 statuses.data());
   std::vector<base::Result<base::Bytes>> out;

@@ -75,8 +75,10 @@ class SimDisk final : public DiskTier {
     return out;
   }
 
-  uint64_t physical_bytes() override { return medium_.bytes; }
-  void reclaim() override {}
+  uint64_t physical_bytes() override { return medium_.bytes + medium_.garbage; }
+  void reclaim() override {
+    if (!medium_.faults.hoards) medium_.garbage = 0;
+  }
   base::Duration cost(uint64_t bytes) override {
     base::Duration took = std::chrono::microseconds(100) + base::Duration(bytes);  // 1 GB/s
     if (hit(medium_.faults.slow)) {
@@ -100,6 +102,7 @@ class SimDisk final : public DiskTier {
     const auto at = medium_.values.find(name);
     if (at == medium_.values.end()) return;
     medium_.bytes -= at->second.size();
+    medium_.garbage += at->second.size();
     medium_.values.erase(at);
   }
   void put(const std::string& name, std::string value) {

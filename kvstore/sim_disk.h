@@ -21,6 +21,7 @@ struct SimDiskFaults {
   base::Duration slow_most = std::chrono::seconds(3);
   uint64_t capacity = UINT64_MAX;  // ENOSPC beyond
   bool will_not_open = false;
+  bool hoards = false;  // reclaim() does nothing
 };
 
 // What is on the platter. Outlives the tiers made of it; one at a time.
@@ -30,6 +31,7 @@ struct SimMedium {
   SimDiskFaults faults{};
   base::Rng rng;
   uint64_t bytes = 0;
+  uint64_t garbage = 0;  // of what was removed or overwritten, until reclaim()
   uint64_t writes = 0, reads = 0, injected = 0;
 };
 

@@ -1,37 +1,12 @@
 #include "model/kernels.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
-#include <utility>
 
-#include "base/check.h"
 #include "model/kernels_attention.h"
 #include "model/kernels_int.h"
 #include "model/matrix.h"
 
 namespace model {
-
-AlignedBuffer::AlignedBuffer(size_t bytes) : bytes_(bytes) {
-  constexpr size_t kHuge = 2u << 20;
-  const size_t alignment = bytes >= kHuge ? kHuge : 64;
-  const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-  if (rounded == 0) return;
-  memory_ = std::aligned_alloc(alignment, rounded);
-  CHECK(memory_ != nullptr, "no memory for {} bytes", bytes);
-  if (alignment == kHuge) ::madvise(memory_, rounded, MADV_HUGEPAGE);
-  std::memset(memory_, 0, rounded);
-}
-AlignedBuffer::AlignedBuffer(AlignedBuffer&& other) noexcept
-    : memory_(std::exchange(other.memory_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-AlignedBuffer& AlignedBuffer::operator=(AlignedBuffer&& other) noexcept {
-  std::swap(memory_, other.memory_);
-  std::swap(bytes_, other.bytes_);
-  return *this;
-}
-AlignedBuffer::~AlignedBuffer() { std::free(memory_); }
 
 ProbedOps local_ops() {
   ProbedOps ops;

@@ -8,6 +8,7 @@
 #include <span>
 
 #include "base/result.h"
+#include "model/aligned_buffer.h"
 #include "model/numerics.h"
 
 namespace model {
@@ -15,29 +16,6 @@ namespace model {
 inline constexpr uint32_t kPanel = 16;  // outputs side by side in a panel
 
 inline constexpr uint32_t round_up_panel(uint32_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
-
-// Memory aligned for vectors and, when large, advised to use huge pages. Owned, move-only, zeroed.
-class AlignedBuffer {
- public:
-  AlignedBuffer() = default;
-  explicit AlignedBuffer(size_t bytes);
-  AlignedBuffer(AlignedBuffer&& other) noexcept;
-  AlignedBuffer& operator=(AlignedBuffer&& other) noexcept;
-  ~AlignedBuffer();
-  template <class T>
-  T* as() {
-    return static_cast<T*>(memory_);
-  }
-  template <class T>
-  const T* as() const {
-    return static_cast<const T*>(memory_);
-  }
-  size_t bytes() const { return bytes_; }
-
- private:
-  void* memory_ = nullptr;
-  size_t bytes_ = 0;
-};
 
 // A matrix W [outputs, inputs] laid out for multiply_panels(): panels of 16 outputs, the last one
 // filled up with zeros.

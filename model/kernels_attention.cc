@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "model/kernels-inl.h"
@@ -50,32 +51,117 @@ HWY_INLINE V fused_of(D d, V a, V b, V c) {
 #endif
 }
 
-void WidenTile(const CachedRows& rows, float* tile) {
-  for (uint32_t s = 0; s < rows.n; ++s) {
-    float* to = tile + s * kTileStride;
-    for (size_t begin = 0; begin < rows.width; begin += kDotSegment) {
-      const size_t n = std::min<size_t>(kDotSegment, rows.width - begin);
-      const D d;
-      size_t i = 0;
-      if (rows.bf16) {
-        const auto* from = reinterpret_cast<const uint16_t*>(rows.rows[s]) + begin;
-        for (; i + kWidth <= n; i += kWidth) hn::Store(load_weights(from + i), d, to + i);
-        for (; i < n; ++i) to[i] = from_bf16(from[i]);
-      } else {
-        const auto* from = reinterpret_cast<const float*>(rows.rows[s]) + begin;
-        for (; i + kWidth <= n; i += kWidth) hn::Store(load_weights(from + i), d, to + i);
-        for (; i < n; ++i) to[i] = from[i];
-      }
-      to += kTileRows * kTileStride;
+template <class K>
+HWY_INLINE void widen(const K* from, size_t n, float* to) {
+  size_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) hn::Store(load_weights(from + i), D(), to + i);
+  for (; i < n; ++i) {
+    if constexpr (sizeof(K) == sizeof(float)) {
+      to[i] = from[i];
+    } else {
+      to[i] = from_bf16(from[i]);
     }
   }
 }
 
+template <class K>
+void widen_all(const CachedRows& rows, float* tile) {
+  for (uint32_t s = 0; s < rows.n; ++s) {
+    const auto* row = reinterpret_cast<const K*>(rows.rows[s]);
+    float* to = tile + s * kTileStride;
+    for (size_t begin = 0; begin < rows.width; begin += kDotSegment) {
+      widen(row + begin, std::min<size_t>(kDotSegment, rows.width - begin), to);
+      to += kTileRows * kTileStride;
+    }
+  }
+}
+void WidenTile(const CachedRows& rows, float* tile) {
+  rows.bf16 ? widen_all<uint16_t>(rows, tile) : widen_all<float>(rows, tile);
+}
+
+// Where the kernels below take cached values from: a widened tile, or the rows themselves.
+class Widened {
+ public:
+  explicit Widened(const Tile& tile) : tile_(tile.widened) {}
+  // Values of one segment from row s on: rows kTileStride apart.
+  template <size_t kRows>
+  void rows(size_t s, size_t segment, const float** out) const {
+    for (size_t r = 0; r < kRows; ++r) out[r] = tile_ + (segment * kTileRows + s + r) * kTileStride;
+  }
+  using Value = float;
+  // A vector of row s. column: of the segment
+  V at(size_t s, size_t segment, size_t column) const {
+    return hn::Load(D(), tile_ + (segment * kTileRows + s) * kTileStride + column);
+  }
+
+ private:
+  const float* tile_;
+};
+
+template <class K>
+class AsCached {
+ public:
+  explicit AsCached(const Tile& tile) : rows_(tile.rows) {}
+  template <size_t kRows>
+  void rows(size_t s, size_t segment, const K** out) const {
+    for (size_t r = 0; r < kRows; ++r)  // past the end: the last row again
+      out[r] = reinterpret_cast<const K*>(rows_.rows[std::min<size_t>(s + r, rows_.n - 1)]) +
+               segment * kDotSegment;
+  }
+  using Value = K;
+  V at(size_t s, size_t segment, size_t column) const {
+    return load_weights(reinterpret_cast<const K*>(rows_.rows[s]) + segment * kDotSegment + column);
+  }
+
+ private:
+  const CachedRows& rows_;
+};
+
 // --- scores
 
-// One segment of kPositions rows against the group: out[position][lane].
+// One segment of kPositions rows against the group: out[position][lane]. Queries of two values at a
+// time: of a pair of bf16 values broadcast together, one shift and one mask make the two floats.
 template <class G>
-HWY_INLINE void score_segment(const float* tile, const float* queries, size_t n, float* out) {
+HWY_INLINE void score_segment(const uint16_t* const* rows, const float* queries, size_t n,
+                              float* out) {
+  const typename G::D d;
+  const hn::RebindToUnsigned<typename G::D> du;
+  constexpr size_t kLanesOf = G::kWidth * G::kVectors;
+  typename G::V acc[G::kPositions * G::kVectors];
+  for (auto& a : acc) a = hn::Zero(d);
+  const auto high = hn::Set(du, 0xFFFF0000u);
+  size_t k = 0;
+  for (; k + 2 <= n; k += 2) {
+    typename G::V first[G::kVectors], second[G::kVectors];
+    for (size_t v = 0; v < G::kVectors; ++v) {
+      first[v] = hn::Load(d, queries + k * kLanesOf + v * G::kWidth);
+      second[v] = hn::Load(d, queries + (k + 1) * kLanesOf + v * G::kWidth);
+    }
+    for (size_t p = 0; p < G::kPositions; ++p) {
+      uint32_t bits;
+      std::memcpy(&bits, rows[p] + k, sizeof bits);
+      const auto pair = hn::Set(du, bits);
+      const auto low_value = hn::BitCast(d, hn::ShiftLeft<16>(pair));
+      const auto high_value = hn::BitCast(d, hn::And(pair, high));
+      for (size_t v = 0; v < G::kVectors; ++v) {
+        const size_t i = p * G::kVectors + v;
+        acc[i] = fused_of(d, second[v], high_value, fused_of(d, first[v], low_value, acc[i]));
+      }
+    }
+  }
+  for (; k < n; ++k)
+    for (size_t p = 0; p < G::kPositions; ++p)
+      for (size_t v = 0; v < G::kVectors; ++v)
+        acc[p * G::kVectors + v] =
+            fused_of(d, hn::Load(d, queries + k * kLanesOf + v * G::kWidth),
+                     hn::Set(d, from_bf16(rows[p][k])), acc[p * G::kVectors + v]);
+  for (size_t i = 0; i < G::kPositions * G::kVectors; ++i)
+    hn::Store(acc[i], d, out + i * G::kWidth);
+}
+
+template <class G>
+HWY_INLINE void score_segment(const float* const* rows, const float* queries, size_t n,
+                              float* out) {
   const typename G::D d;
   constexpr size_t kLanesOf = G::kWidth * G::kVectors;
   typename G::V acc[G::kPositions * G::kVectors];
@@ -85,7 +171,7 @@ HWY_INLINE void score_segment(const float* tile, const float* queries, size_t n,
     for (size_t v = 0; v < G::kVectors; ++v)
       query[v] = hn::Load(d, queries + k * kLanesOf + v * G::kWidth);
     for (size_t p = 0; p < G::kPositions; ++p) {
-      const auto value = hn::Set(d, tile[p * kTileStride + k]);
+      const auto value = hn::Set(d, rows[p][k]);
       for (size_t v = 0; v < G::kVectors; ++v)
         acc[p * G::kVectors + v] = fused_of(d, query[v], value, acc[p * G::kVectors + v]);
     }
@@ -95,14 +181,20 @@ HWY_INLINE void score_segment(const float* tile, const float* queries, size_t n,
 }
 
 HWY_INLINE void fetch_rows(const CachedRows& next, size_t begin, size_t count) {
+  constexpr uintptr_t kLine = 64;
   const size_t bytes = next.width * (next.bf16 ? sizeof(uint16_t) : sizeof(float));
-  for (size_t s = begin; s < std::min<size_t>(begin + count, next.n); ++s)
-    for (size_t at = 0; at < bytes; at += 64) hwy::Prefetch(next.rows[s] + at);
+  for (size_t s = begin; s < std::min<size_t>(begin + count, next.n); ++s) {
+    const auto row = reinterpret_cast<uintptr_t>(next.rows[s]);
+    for (uintptr_t at = row / kLine * kLine; at < row + bytes; at += kLine)
+      hwy::Prefetch(reinterpret_cast<const std::byte*>(at));
+  }
 }
 
-template <class G>
-void score_group(const float* tile, uint32_t n, uint32_t width, const float* queries,
-                 const CachedRows& next, float* scores) {
+template <class G, class Source>
+void score_group(const Tile& tile, uint32_t n, const float* queries, const CachedRows& next,
+                 float* scores) {
+  const Source source(tile);
+  const uint32_t width = tile.rows.width;
   const typename G::D d;
   constexpr size_t kLanesOf = G::kWidth * G::kVectors;
   constexpr size_t kBlock = G::kPositions * kLanesOf;
@@ -113,8 +205,10 @@ void score_group(const float* tile, uint32_t n, uint32_t width, const float* que
     float* out = scores + s * kLanesOf;
     for (size_t i = 0; i < segments; ++i) {
       const size_t begin = i * kDotSegment;
-      score_segment<G>(tile + (i * kTileRows + s) * kTileStride, queries + begin * kLanesOf,
-                       std::min<size_t>(kDotSegment, width - begin), segments == 1 ? out : sums[i]);
+      const size_t values = std::min<size_t>(kDotSegment, width - begin);
+      const typename Source::Value* rows[G::kPositions];
+      source.template rows<G::kPositions>(s, i, rows);
+      score_segment<G>(rows, queries + begin * kLanesOf, values, segments == 1 ? out : sums[i]);
     }
     for (size_t left = segments; left > 1; left = (left + 1) / 2) {
       for (size_t i = 0; i < left; i += 2) {
@@ -128,16 +222,23 @@ void score_group(const float* tile, uint32_t n, uint32_t width, const float* que
   }
 }
 
-void ScoreTile(const float* tile, uint32_t n, uint32_t width, const float* queries, uint32_t lanes,
-               const CachedRows& next, float* scores) {
+template <class Source>
+void score_lanes(const Tile& tile, uint32_t n, const float* queries, uint32_t lanes,
+                 const CachedRows& next, float* scores) {
   switch (lanes) {
     case 4:
-      return score_group<Group<4>>(tile, n, width, queries, next, scores);
+      return score_group<Group<4>, Source>(tile, n, queries, next, scores);
     case 8:
-      return score_group<Group<8>>(tile, n, width, queries, next, scores);
+      return score_group<Group<8>, Source>(tile, n, queries, next, scores);
     default:
-      return score_group<Group<16>>(tile, n, width, queries, next, scores);
+      return score_group<Group<16>, Source>(tile, n, queries, next, scores);
   }
+}
+void ScoreTile(const Tile& tile, uint32_t n, const float* queries, uint32_t lanes,
+               const CachedRows& next, float* scores) {
+  if (tile.widened != nullptr) return score_lanes<Widened>(tile, n, queries, lanes, next, scores);
+  if (tile.rows.bf16) return score_lanes<AsCached<uint16_t>>(tile, n, queries, lanes, next, scores);
+  score_lanes<AsCached<float>>(tile, n, queries, lanes, next, scores);
 }
 
 // --- softmax
@@ -226,9 +327,9 @@ void SoftmaxTile(float* scores, uint32_t n, uint32_t lanes, const float* visible
 // --- weighted sums
 
 // kRows rows over kColumns vectors of one segment's values.
-template <size_t kRows, size_t kColumns>
-HWY_INLINE void weigh_block(const WeighRows& shape, const float* tile, const float* p,
-                            const float* alpha, float* o) {
+template <size_t kRows, size_t kColumns, class Source>
+HWY_INLINE void weigh_block(const WeighRows& shape, const Source& source, size_t segment,
+                            size_t column, const float* p, const float* alpha, float* o) {
   const D d;
   V acc[kRows * kColumns];
   for (size_t r = 0; r < kRows; ++r)
@@ -238,7 +339,7 @@ HWY_INLINE void weigh_block(const WeighRows& shape, const float* tile, const flo
   const size_t lanes = shape.lanes;
   for (uint32_t s = 0; s < shape.n; ++s) {
     V row[kColumns];
-    for (size_t c = 0; c < kColumns; ++c) row[c] = hn::Load(d, tile + s * kTileStride + c * kWidth);
+    for (size_t c = 0; c < kColumns; ++c) row[c] = source.at(s, segment, column + c * kWidth);
     for (size_t r = 0; r < kRows; ++r) {
       const V weight = hn::Set(d, p[s * lanes + r]);
       for (size_t c = 0; c < kColumns; ++c)
@@ -250,38 +351,45 @@ HWY_INLINE void weigh_block(const WeighRows& shape, const float* tile, const flo
       hn::StoreU(acc[r * kColumns + c], d, o + r * shape.o_stride + c * kWidth);
 }
 
-template <size_t kRows>
-void weigh_rows(const WeighRows& shape, const float* tile, const float* p, const float* alpha,
+template <size_t kRows, class Source>
+void weigh_rows(const WeighRows& shape, const Source& source, const float* p, const float* alpha,
                 float* o) {
   constexpr size_t kColumns = kManyRegisters ? (kRows >= 8 ? 2 : 4) : kRows >= 4 ? 3 : 4;
-  for (size_t begin = 0; begin < shape.width; begin += kDotSegment) {
-    const size_t n = std::min<size_t>(kDotSegment, shape.width - begin);
+  for (size_t segment = 0; segment * kDotSegment < shape.width; ++segment, o += kDotSegment) {
+    const size_t n = std::min<size_t>(kDotSegment, shape.width - segment * kDotSegment);
     size_t at = 0;
     for (; at + (kColumns - 1) * kWidth < n; at += kColumns * kWidth)
-      weigh_block<kRows, kColumns>(shape, tile + at, p, alpha, o + begin + at);
-    for (; at < n; at += kWidth) weigh_block<kRows, 1>(shape, tile + at, p, alpha, o + begin + at);
-    tile += kTileRows * kTileStride;
+      weigh_block<kRows, kColumns>(shape, source, segment, at, p, alpha, o + at);
+    for (; at < n; at += kWidth)
+      weigh_block<kRows, 1>(shape, source, segment, at, p, alpha, o + at);
   }
 }
 
-void WeighTile(const WeighRows& shape, const float* tile, const float* p, const float* alpha,
-               float* o) {
+template <class Source>
+void weigh_from(const WeighRows& shape, const Source& source, const float* p, const float* alpha,
+                float* o) {
   constexpr uint32_t kMost = kManyRegisters ? 8 : 4;
   const uint32_t end = shape.first + shape.count;
   for (uint32_t r = shape.first; r < end;) {
     float* to = o + r * shape.o_stride;
     const uint32_t left = end - r;
     if (left >= kMost) {
-      weigh_rows<kMost>(shape, tile, p + r, alpha + r, to);
+      weigh_rows<kMost>(shape, source, p + r, alpha + r, to);
       r += kMost;
     } else if (left >= 4) {
-      weigh_rows<4>(shape, tile, p + r, alpha + r, to);
+      weigh_rows<4>(shape, source, p + r, alpha + r, to);
       r += 4;
     } else {
-      weigh_rows<1>(shape, tile, p + r, alpha + r, to);
+      weigh_rows<1>(shape, source, p + r, alpha + r, to);
       r += 1;
     }
   }
+}
+void WeighTile(const WeighRows& shape, const Tile& tile, const float* p, const float* alpha,
+               float* o) {
+  if (tile.widened != nullptr) return weigh_from(shape, Widened(tile), p, alpha, o);
+  if (tile.rows.bf16) return weigh_from(shape, AsCached<uint16_t>(tile), p, alpha, o);
+  weigh_from(shape, AsCached<float>(tile), p, alpha, o);
 }
 
 void MergeOutputs(const float* a, float ea, const float* b, float eb, size_t n, float* out) {
@@ -381,15 +489,15 @@ HWY_EXPORT(ScoreKeysBf16);
 void widen_tile(const CachedRows& rows, float* tile) {
   HWY_DYNAMIC_DISPATCH(WidenTile)(rows, tile);
 }
-void score_tile(const float* tile, uint32_t n, uint32_t width, const float* queries, uint32_t lanes,
+void score_tile(const Tile& tile, uint32_t n, const float* queries, uint32_t lanes,
                 const CachedRows& next, float* scores) {
-  HWY_DYNAMIC_DISPATCH(ScoreTile)(tile, n, width, queries, lanes, next, scores);
+  HWY_DYNAMIC_DISPATCH(ScoreTile)(tile, n, queries, lanes, next, scores);
 }
 void softmax_tile(float* scores, uint32_t n, uint32_t lanes, const float* visible, float sigma,
                   GroupState& state) {
   HWY_DYNAMIC_DISPATCH(SoftmaxTile)(scores, n, lanes, visible, sigma, state);
 }
-void weigh_tile(const WeighRows& shape, const float* tile, const float* p, const float* alpha,
+void weigh_tile(const WeighRows& shape, const Tile& tile, const float* p, const float* alpha,
                 float* o) {
   HWY_DYNAMIC_DISPATCH(WeighTile)(shape, tile, p, alpha, o);
 }
@@ -424,7 +532,8 @@ void absorb_tile_by_lanes(Partial& partial, std::span<float> scores, const float
     rows[s] = reinterpret_cast<const std::byte*>(latents + s * stride);
     lanes.as<float>()[s * kRows] = scores[s];
   }
-  widen_tile({rows.data(), n, width, /*bf16=*/false}, tile.as<float>());
+  const CachedRows cached{rows.data(), n, width, /*bf16=*/false};
+  widen_tile(cached, tile.as<float>());
   GroupState state;
   state.reset();
   if (!partial.empty) {
@@ -435,7 +544,7 @@ void absorb_tile_by_lanes(Partial& partial, std::span<float> scores, const float
   const size_t o_stride = round_up_panel(width);
   partial.o.resize(o_stride, 0.0f);
   weigh_tile({.first = 0, .count = 1, .n = n, .lanes = kRows, .width = width, .o_stride = o_stride},
-             tile.as<float>(), lanes.as<float>(), state.alpha, partial.o.data());
+             {cached, tile.as<float>()}, lanes.as<float>(), state.alpha, partial.o.data());
   partial.o.resize(width);
   for (uint32_t s = 0; s < n; ++s) scores[s] = lanes.as<float>()[s * kRows];
   partial.m = state.m[0];

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "model/numerics.h"
 
@@ -36,9 +37,15 @@ struct CachedRows {
 };
 void widen_tile(const CachedRows& rows, float* tile);
 
+// A tile for the kernels below: widened, when several groups meet it, or as it lies in the cache.
+struct Tile {
+  CachedRows rows;
+  const float* widened =
+      nullptr;  // null: straight from the rows, for outputs of a multiple of 16 values
+};
 // scores[s][lane] = dot(query of lane, row s).  queries: [width][lanes]; scores: [144][lanes].
 // Fetches the rows of `next` towards the cache meanwhile.
-void score_tile(const float* tile, uint32_t n, uint32_t width, const float* queries, uint32_t lanes,
+void score_tile(const Tile& tile, uint32_t n, const float* queries, uint32_t lanes,
                 const CachedRows& next, float* scores);
 
 // Softmax state of a group: m starts at −inf, l at 0; alpha is what the last tile left to apply.
@@ -59,7 +66,7 @@ struct WeighRows {
   uint32_t first = 0, count = 0, n = 0, lanes = 0, width = 0;
   size_t o_stride = 0;
 };
-void weigh_tile(const WeighRows& shape, const float* tile, const float* p, const float* alpha,
+void weigh_tile(const WeighRows& shape, const Tile& tile, const float* p, const float* alpha,
                 float* o);
 
 // out[i] = fma(a[i], ea, b[i] · eb).  out may be a or b
@@ -78,6 +85,9 @@ struct IndexQuery {
 };
 void score_keys(const IndexQuery& query, const float* panel, float* out);
 void score_keys(const IndexQuery& query, const uint16_t* panel, float* out);
+
+// select_highest() of numerics.h.
+void select_highest_fast(std::span<const float> values, size_t need, std::vector<uint32_t>& out);
 
 // absorb_tile() of numerics.h by the kernels above, for the arithmetic digest.
 void absorb_tile_by_lanes(Partial& partial, std::span<float> scores, const float* latents,

@@ -4,15 +4,17 @@
 //   kOutputs            of a vector: 16 or 8
 //   kRows, kPanels      of the largest block whose accumulators fit the registers
 //   kOffset8, kOffset4  what the unsigned form adds to a code
+//   prefetch            what is read soon into the nearest cache (blocks of one panel), what the
+//                       next block reads into the second
 //   unit8, unit4        acc += codes · activations over one unit of 32 inputs
 // No include guard: once per instruction set.
 
 constexpr size_t kParts = kPanel / Simd::kOutputs;  // vectors of a panel
 constexpr size_t kUnitsOfGroup = kActivationGroup / kCodeUnit;
 constexpr size_t kLinearAhead = 4096;  // bytes
-constexpr size_t kLinearRows = std::min<size_t>(4, Simd::kRows);
+constexpr size_t kLinearRows = std::min<size_t>(2, Simd::kRows);
 // Of the blocks that more than kLinearRows rows are dealt over.
-constexpr size_t kLeastRows = (kLinearRows + 2) / 2;
+constexpr size_t kLeastRows = (Simd::kRows + 1) / 2;
 constexpr size_t kMostLevels = 24;  // of the tree of segments
 
 // What a block of rows reads besides its weights.
@@ -96,12 +98,15 @@ struct IntBlock {
         Simd::template unit4<kR, kP>(w + u * kUnitBytes, panel_bytes, x.ahead,
                                      x.codes + u * kCodeUnit, x.stride, acc);
       if (verify) add_checks(acc, checks);
+      const size_t scales_ahead = x.ahead / group * 2;  // as many inputs ahead, in floats
       const bool first = unit == begin * kUnitsOfGroup;
 #pragma GCC unroll 16
       for (size_t v = 0; v < kV; ++v) {
         const Sum w_scale =
             Simd::load(w_scales + (v / kParts * panel_groups + unit / units) * kPanel +
                        v % kParts * Simd::kOutputs);
+        Simd::template prefetch<kP>(w_scales + (v / kParts * panel_groups + unit / units) * kPanel +
+                                    scales_ahead);
         if (verify) scale_bits = Simd::add(scale_bits, Simd::bits(w_scale));
 #pragma GCC unroll 16
         for (size_t r = 0; r < kR; ++r) {

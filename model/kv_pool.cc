@@ -11,11 +11,14 @@ namespace model {
 
 namespace {
 
-// Pages come zeroed and only when touched, so a large pool costs nothing until it is used.
+// Pages come zeroed and only when touched, so a large pool costs nothing until it is used. Large
+// ones come in huge pages: a sparse attention reads rows from all over the pool.
 std::byte* reserve(size_t bytes) {
+  constexpr size_t kLarge = size_t{64} << 20;
   void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   CHECK(memory != MAP_FAILED, "no address space for {} bytes of KV", bytes);
+  if (bytes >= kLarge) ::madvise(memory, bytes, MADV_HUGEPAGE);
   return static_cast<std::byte*>(memory);
 }
 

@@ -14,7 +14,7 @@ namespace {
 uint32_t most_rows(uint32_t kv_lora) { return kv_lora > 256 ? 64 : 128; }
 
 // Positions attended together: consecutive ones, or some of a chosen set; all of one span.
-struct Tile {
+struct Stretch {
   uint32_t span = 0;
   uint32_t begin = 0;  // first position
   uint32_t n = 0;      // 0: there is none
@@ -34,7 +34,7 @@ class TileWalk {
   TileWalk(const Cache& cache, std::span<const uint32_t> chosen, uint32_t end)
       : cache_(cache), chosen_(chosen), end_(end) {}
 
-  void next(Tile& tile) {
+  void next(Stretch& tile) {
     const uint32_t total = chosen_.empty() ? end_ : static_cast<uint32_t>(chosen_.size());
     tile.n = 0;
     if (at_ >= total) return;
@@ -160,7 +160,7 @@ struct Buffers {
   AlignedBuffer tile, queries, scores;
   std::vector<GroupState> states;
   SpanTree tree;
-  Tile tiles[2];
+  Stretch tiles[2];
 };
 Buffers& buffers() {
   thread_local Buffers own;
@@ -186,23 +186,24 @@ class LocalAttention::Worker {
         walk_({task.segment->kv, site.layer, site.j * c_.latent() * of.value_bytes(), of.span_},
               task.chosen, task.segment->position + task.first + task.count),
         rows_(task.count * c_.heads),
+        widens_(rows_ > kMostLanes || c_.kv_lora % kMostLanes != 0),
         first_row_(static_cast<size_t>(task.segment->row + task.first) * c_.heads),
         s_(s) {}
 
   void run() {
     pack_queries();
     own_.tree.start(rows_, c_.kv_lora);
-    reserve(own_.tile, tile_floats(c_.latent()));
+    if (widens_) reserve(own_.tile, tile_floats(c_.latent()));
     reserve(own_.scores, kTileRows * kMostLanes);
-    Tile* tile = &own_.tiles[0];
-    Tile* next = &own_.tiles[1];
+    Stretch* tile = &own_.tiles[0];
+    Stretch* next = &own_.tiles[1];
     walk_.next(*tile);
     while (tile->n > 0) {
       const uint32_t span = tile->span;
       begin_span(span);
       for (; tile->n > 0 && tile->span == span; std::swap(tile, next)) {
         walk_.next(*next);
-        widen_tile(cached(*tile), own_.tile.as<float>());
+        if (widens_) widen_tile(cached(*tile), own_.tile.as<float>());
         for (uint32_t group = 0; group < own_.states.size(); ++group)
           take_tile(group, *tile, *next);
       }
@@ -212,7 +213,7 @@ class LocalAttention::Worker {
   }
 
  private:
-  CachedRows cached(const Tile& tile) const {
+  CachedRows cached(const Stretch& tile) const {
     return {tile.rows, tile.n, c_.latent(), of_.kv_ == KvType::kBf16};
   }
   uint32_t lanes(uint32_t group) const { return lanes_for(rows_ - group * kMostLanes); }
@@ -258,21 +259,22 @@ class LocalAttention::Worker {
   }
 
   // Positions of the tile that a row sees.
-  uint32_t visible(uint32_t row, const Tile& tile) const {
+  uint32_t visible(uint32_t row, const Stretch& tile) const {
     if (!task_.chosen.empty()) return tile.n;
     const uint32_t end = position_of(row) + 1;
     return end <= tile.begin ? 0 : std::min(tile.n, end - tile.begin);
   }
 
-  void take_tile(uint32_t group, const Tile& tile, const Tile& next) {
+  void take_tile(uint32_t group, const Stretch& tile, const Stretch& next) {
     const uint32_t first = group * kMostLanes, used = members(group), width = lanes(group);
     const uint32_t most = visible(first + used - 1, tile);
     if (most == 0) return;
     const bool ragged = visible(first, tile) != most;
     float* scores = own_.scores.as<float>();
     GroupState& state = own_.states[group];
-    score_tile(own_.tile.as<float>(), most, c_.latent(), queries(group), width,
-               group == 0 ? cached(next) : CachedRows{}, scores);
+    const Tile values{cached(tile), widens_ ? own_.tile.as<float>() : nullptr};
+    score_tile(values, most, queries(group), width, group == 0 ? cached(next) : CachedRows{},
+               scores);
     alignas(64) float seen[kMostLanes] = {};
     for (uint32_t lane = 0; ragged && lane < used; ++lane)
       seen[lane] = static_cast<float>(visible(first + lane, tile));
@@ -288,8 +290,7 @@ class LocalAttention::Worker {
                     .lanes = width,
                     .width = c_.kv_lora,
                     .o_stride = own_.tree.stride()},
-                   own_.tile.as<float>(), scores, state.alpha,
-                   own_.tree.outputs() + first * own_.tree.stride());
+                   values, scores, state.alpha, own_.tree.outputs() + first * own_.tree.stride());
       }
       lane = end;
     }
@@ -301,6 +302,7 @@ class LocalAttention::Worker {
   Buffers& own_;
   TileWalk walk_;
   const uint32_t rows_;  // queries · heads
+  const bool widens_;    // each tile once, for several groups
   const size_t first_row_;
   AttentionScratch& s_;
 };

@@ -18,13 +18,9 @@
 #include "model/ngram_tables.h"
 #include "model/numerics.h"
 #include "model/tensor_digests.h"
+#include "model/weight_reader.h"
 
 namespace model {
-
-struct MlpWeights {
-  PackedMatrix gate, up;  // [ffn, hidden]
-  PackedMatrix down;      // [hidden, ffn]
-};
 
 struct LayerWeights {
   AttentionWeights attention[2];
@@ -50,29 +46,6 @@ struct DraftWeights {
 struct ExpertSlot {
   std::once_flag once;
   MlpWeights weights;
-};
-
-// Reads tensors of a checkpoint into packed form, in the formats of loaded_format() (quantise.h).
-class WeightReader {
- public:
-  WeightReader(const Checkpoint& checkpoint, WeightChoice choice)
-      : checkpoint_(checkpoint), choice_(choice) {}
-  PackedMatrix matrix(const std::string& name, uint32_t outputs, uint32_t inputs) const;
-  // Rows [row_begin, row_begin + outputs) of the tensor.
-  PackedMatrix matrix_rows(const std::string& name, uint32_t row_begin, uint32_t outputs,
-                           uint32_t inputs) const;
-  // The transpose of rows [row_begin, row_begin + rows): outputs = columns.
-  PackedMatrix transposed_rows(const std::string& name, uint32_t row_begin, uint32_t rows,
-                               uint32_t columns) const;
-  std::vector<float> vector(const std::string& name, uint32_t n) const;
-  MlpWeights mlp(const std::string& prefix, uint32_t hidden, uint32_t ffn) const;
-
- private:
-  // The values of rows of a tensor, rounded to `format`.
-  void read_values(const std::string& name, uint32_t row_begin, uint32_t rows, WeightFormat format,
-                   float* out) const;
-  const Checkpoint& checkpoint_;
-  const WeightChoice choice_;
 };
 
 class LocalEngine final : public Engine {
@@ -121,8 +94,11 @@ class LocalEngine final : public Engine {
   void spoil_next(Pass& pass);  // when inject() has asked for it
   // Word rows of the pass's tokens.  out: [rows, hidden]
   void read_words(const std::string& table, const Pass& pass, float* out) const;
-  void run_mlp(const MlpWeights& mlp, const float* x, uint32_t rows, float* y,
-               std::vector<float>& gate, std::vector<float>& up) const;
+  // y ← RMS(x; w)
+  void norm(const float* x, const std::vector<float>& w, uint32_t rows, float* y) const;
+  // h ← h + y
+  void add_rows(const std::vector<float>& y, std::vector<float>& h) const;
+  void combine_row(Pass& pass, uint32_t row) const;
 
   // Constant after construction.
   const Checkpoint& checkpoint_;

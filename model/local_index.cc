@@ -28,6 +28,22 @@ Buffers& buffers() {
   return own;
 }
 
+// select_positions() of numerics.h; of the scores it reads those between the forced positions.
+void choose_flat(const IndexerConfig& config, std::span<const float> scores,
+                 std::vector<uint32_t>& out) {
+  const auto count = static_cast<uint32_t>(scores.size());
+  if (count <= config.topk) return select_positions(config, scores, out);
+  const ForcedPositions forced = forced_positions(config, count);
+  out.clear();
+  for (uint32_t p = 0; p < forced.sink_end; ++p) out.push_back(p);
+  if (forced.free > 0) {
+    select_highest_fast(scores.subspan(forced.sink_end, forced.local_begin - forced.sink_end),
+                        forced.free, out);
+    for (size_t i = forced.sink_end; i < out.size(); ++i) out[i] += forced.sink_end;
+  }
+  for (uint32_t p = forced.local_begin; p < forced.local_end; ++p) out.push_back(p);
+}
+
 uint32_t panels_of(uint32_t blocks) { return (blocks + kKeyPanel - 1) / kKeyPanel; }
 
 }  // namespace
@@ -204,7 +220,7 @@ void LocalIndex::score_flat(uint32_t layer, const IndexQueries& queries, IndexSc
         const uint32_t count = segment.position + group.first + r + 1;
         const std::span<const float> scores(s.scores.data() + group.scores_at + r * stride(group),
                                             count);
-        select_positions(config_, scores, chosen[row]);
+        choose_flat(config_, scores, chosen[row]);
         if (queries.probe != nullptr) {
           queries.probe->index_scores(layer, row, scores);
           queries.probe->selected(layer, row, chosen[row]);
@@ -291,7 +307,7 @@ void LocalIndex::choose_among(uint32_t layer, const IndexQueries& queries, const
   const uint32_t between_end = std::max(sinks, forced.local_begin / kBlockTokens);
   own.blocks.clear();
   for (uint32_t block = 0; block < sinks; ++block) own.blocks.push_back(block);
-  select_highest({coarse + sinks, between_end - sinks}, hierarchical_.keep, own.blocks);
+  select_highest_fast({coarse + sinks, between_end - sinks}, hierarchical_.keep, own.blocks);
   for (size_t i = sinks; i < own.blocks.size(); ++i) own.blocks[i] += sinks;
   // The block in which the local positions begin.
   const bool split = between_end * kBlockTokens < forced.local_begin;
@@ -308,7 +324,7 @@ void LocalIndex::choose_among(uint32_t layer, const IndexQueries& queries, const
   if (forced.local_begin < sinks * kBlockTokens) end = forced.local_begin;
   own.picked.clear();
   if (forced.free > 0 && end > begin)
-    select_highest({own.fine.data() + begin, end - begin}, forced.free, own.picked);
+    select_highest_fast({own.fine.data() + begin, end - begin}, forced.free, own.picked);
   chosen.clear();
   for (uint32_t p = 0; p < forced.sink_end; ++p) chosen.push_back(p);
   for (const uint32_t i : own.picked) {

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/hash.h"
+#include "model/thread_pool.h"
 
 namespace model {
 namespace {
@@ -105,13 +106,18 @@ Panels PackedMatrix::panel_range(uint32_t begin, uint32_t count) const {
           .following = panels() - end};
 }
 
-void PackedMatrix::seal() {
+void PackedMatrix::seal(ThreadPool* threads) {
   if (is_integer(format_)) return seal_codes();
   const size_t stride = check_stride(inputs_);
   checks_ = AlignedBuffer(size_t{check_blocks()} * 2 * stride * sizeof(float));
-  for (uint32_t block = 0; block < check_blocks(); ++block) {
+  const auto sum = [&](uint32_t block) {
     float* sums = checks_.as<float>() + 2 * block * stride;
     sum_weights(panel_range(block * kCheckPanels, kCheckPanels), sums, sums + stride);
+  };
+  if (threads != nullptr) {
+    threads->run(check_blocks(), sum);
+  } else {
+    for (uint32_t block = 0; block < check_blocks(); ++block) sum(block);
   }
   digest_ = float_digest();
 }

@@ -19,6 +19,8 @@
 
 namespace model {
 
+class ThreadPool;
+
 enum class WeightFormat : uint8_t { kF32, kBf16, kInt8, kInt4 };
 const char* name_of(WeightFormat format);  // "int8"
 inline bool is_integer(WeightFormat format) { return format >= WeightFormat::kInt8; }
@@ -40,8 +42,9 @@ class PackedMatrix {
   void set_stored_rows(uint32_t output, uint32_t count, const std::byte* w);
   // int8: codes in −127…127, one scale a row. int4: codes in −8…7, scales [count, inputs / group].
   void set_codes(uint32_t output, uint32_t count, const int8_t* codes, const float* scales);
-  // Computes the checksums from the weights as they stand.  REQUIRED before the first product.
-  void seal();
+  // Computes the checksums from the weights as they stand, on `threads` where given.  REQUIRED
+  // before the first product.
+  void seal(ThreadPool* threads = nullptr);
 
   WeightFormat format() const { return format_; }
   uint32_t outputs() const { return outputs_; }

@@ -13,7 +13,7 @@ namespace model {
 namespace {
 
 // Rows of x that a tile keeps in L2 while panels pass by.
-constexpr size_t kRowBytes = 768u << 10;
+constexpr size_t kRowBytes = 1u << 20;
 constexpr uint32_t kRowUnit = 24;  // whole blocks of rows in every kernel
 // A task's worth of multiply-adds, in vectors of 16: outweighs its claim by far.
 constexpr uint64_t kLeastWork = 20000;

@@ -12,7 +12,7 @@ namespace {
 
 // Panels that a thread claims at a time: enough work to outweigh the claim, few enough to share a
 // narrow matrix.
-constexpr uint32_t kPanelsATask = 8;
+constexpr uint32_t kPanelsATask = 6;  // whole blocks of every instruction set
 uint32_t tasks_of(const PackedMatrix& w) { return (w.panels() + kPanelsATask - 1) / kPanelsATask; }
 
 // Rows that are quantised at a time, and values from which on several threads do it.

@@ -45,4 +45,14 @@ class ThreadPool {
   std::unique_ptr<Shared> shared_;  // null with one thread
 };
 
+// f(begin, count) for bands of rows: element-wise work, too little a row for a task of its own.
+template <class F>
+void for_rows(ThreadPool& threads, uint32_t rows, F&& f) {
+  constexpr uint32_t kBand = 16;
+  threads.run((rows + kBand - 1) / kBand, [&](uint32_t band) {
+    const uint32_t begin = band * kBand;
+    f(begin, rows - begin < kBand ? rows - begin : kBand);
+  });
+}
+
 }  // namespace model

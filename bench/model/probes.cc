@@ -36,11 +36,15 @@ uint64_t read_all(const std::byte* from, size_t bytes) {
   return hn::GetLane(hn::Xor(hn::Xor(a, b), hn::Xor(c, e)));
 }
 
-// Twelve independent chains hide the latency of one. Returns the operations done.
-double multiply_add(uint64_t rounds, float* sink) {
+// Twelve independent chains hide the latency of one. They start from different values, which the
+// compiler cannot know: equal chains would be one. Returns the operations done.
+double multiply_add(uint64_t rounds, const float* starts, float* sink) {
   const hn::ScalableTag<float> d;
-  const auto x = hn::Set(d, 0.999f), y = hn::Set(d, 0.001f);
-  auto a = x, b = x, c = x, e = x, f = x, g = x, h = x, i = x, j = x, k = x, l = x, m = x;
+  const auto x = hn::Set(d, starts[12]), y = hn::Set(d, starts[13]);
+  auto a = hn::Set(d, starts[0]), b = hn::Set(d, starts[1]), c = hn::Set(d, starts[2]);
+  auto e = hn::Set(d, starts[3]), f = hn::Set(d, starts[4]), g = hn::Set(d, starts[5]);
+  auto h = hn::Set(d, starts[6]), i = hn::Set(d, starts[7]), j = hn::Set(d, starts[8]);
+  auto k = hn::Set(d, starts[9]), l = hn::Set(d, starts[10]), m = hn::Set(d, starts[11]);
   for (uint64_t r = 0; r < rounds; ++r) {
     a = hn::MulAdd(a, x, y), b = hn::MulAdd(b, x, y), c = hn::MulAdd(c, x, y);
     e = hn::MulAdd(e, x, y), f = hn::MulAdd(f, x, y), g = hn::MulAdd(g, x, y);
@@ -120,11 +124,15 @@ double ReadProbe::measure(uint32_t threads) const {
 }
 
 double measure_fma(uint32_t threads) {
-  constexpr uint64_t kRounds = 8'000'000;  // about 20 ms
+  constexpr uint64_t kRounds = 4'000'000;  // 25 to 50 ms
+  float starts[14];
+  for (int i = 0; i < 14; ++i) starts[i] = 0.5f + 0.03f * static_cast<float>(i);
+  volatile float hidden = 0;  // so that the values are not known when this is compiled
+  for (float& start : starts) start += hidden;
   std::vector<float> sinks(threads);
   std::vector<double> operations(threads);
   const double took = timed(threads, [&](uint32_t i) {
-    operations[i] = HWY_DYNAMIC_DISPATCH(multiply_add)(kRounds, &sinks[i]);
+    operations[i] = HWY_DYNAMIC_DISPATCH(multiply_add)(kRounds, starts, &sinks[i]);
   });
   return sinks[0] == 0 ? 0 : operations[0] * threads / took;
 }

@@ -126,13 +126,25 @@ TEST(ClusterConfig, WhatIsNotOfferedIsRefusedByNameWithWhatIs) {
       {"[decode]\nmtp_steps = 3\n", "c.toml:2:13: decode.mtp_steps: 3 is not offered; only 0"},
       {"[decode]\nsteps_per_schedule = 2\n",
        "c.toml:2:22: decode.steps_per_schedule: 2 is not offered; only 1"},
-      {"[numerics]\nmode = \"fast\"\n",
-       "c.toml:2:8: numerics.mode: \"fast\" is not offered; only \"invariant\""},
-      {"[numerics]\nweights = \"int8\"\n",
-       "c.toml:2:11: numerics.weights: \"int8\" is not offered; only \"as_stored\""},
   };
   for (const auto& c : cases) {
     EXPECT_EQ(error_of(c.text).substr(0, std::string_view(c.error).size()), c.error);
+  }
+}
+
+TEST(ClusterConfig, FaultsAreNodePointAndPasses) {
+  const auto config = ClusterConfig::parse(
+      "[faults]\ninject = \"decode-1:weight:40, prefill-0:hidden_nan:0\"\n", "c.toml");
+  ASSERT_TRUE(config.has_value()) << config.error().what;
+  ASSERT_EQ(config->faults.size(), 2u);
+  EXPECT_EQ(config->faults[0].node, "decode-1");
+  EXPECT_EQ(config->faults[0].point, FaultPoint::kWeightBit);
+  EXPECT_EQ(config->faults[0].after, 40u);
+  EXPECT_EQ(config->faults[1].node, "prefill-0");
+  EXPECT_EQ(config->faults[1].point, FaultPoint::kHiddenNan);
+  for (const char* bad : {"decode-1", "decode-1:weight", "decode-1:weight:", "decode-1:weight:x",
+                          ":weight:1", "decode-1:nothing:1", "a:weight:1,,b:weight:2", " "}) {
+    EXPECT_NE(error_of(fmt::format("[faults]\ninject = \"{}\"\n", bad)), "") << bad;
   }
 }
 

@@ -166,6 +166,26 @@ TEST_F(DiskActorTest, DamageOnDiskIsFoundByTheScrubWhileNobodyAsks) {
   EXPECT_EQ(fetch_all(store, 30), 30 * kLayers);
 }
 
+// Garbage counts: a disk that does not give room back is not filled beyond its limit.
+TEST_F(DiskActorTest, TheDeviceIsNeverFilledBeyondTheLimit) {
+  kvstore::IndexLimits limits = small_ram();
+  limits.disk_bytes = 400'000;
+  StoreOnHost store(&medium, limits);
+  medium.faults.hoards = true;
+  for (uint32_t block = 1; block <= 200; ++block) {
+    put_block(store, block);
+    store.sim.run_for(milliseconds(300));
+    ASSERT_LE(medium.bytes + medium.garbage, 400'000u + 2 * kLayers * kRows);
+  }
+  EXPECT_GT(medium.garbage, 50'000u);
+  const uint64_t written = store.store().disk().counters().written;
+  medium.faults.hoards = false;
+  store.sim.run_for(seconds(2));
+  put_block(store, 201);
+  store.sim.run_for(seconds(2));
+  EXPECT_GT(store.store().disk().counters().written, written);
+}
+
 // Fault row R34 with every fault at once, over lives: nothing wrong is served, nobody waits.
 TEST_F(DiskActorTest, UnderEveryDiskFaultRequestsAreAnsweredRightly) {
   for (uint64_t seed = 1; seed <= 12; ++seed) {

@@ -2,9 +2,9 @@
 // not, and that nothing right is ever called wrong.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
 #include <functional>
 
 #include "model/multiply.h"
@@ -81,7 +81,9 @@ class FlipTest : public ::testing::TestWithParam<WeightFormat> {
       multiply(engine.compute, product);
       const bool found = engine.integrity.transient_faults() == 1;
       moved_ += !found && argmax(y) != argmax(right_row(x));
-      if (found) EXPECT_EQ(y, right_row(x));
+      if (found) {
+        EXPECT_EQ(y, right_row(x));
+      }
       return {found, std::fabs(delta) / allowed};
     }
     if (place == kInput) {
@@ -111,8 +113,9 @@ class FlipTest : public ::testing::TestWithParam<WeightFormat> {
     multiply(engine.compute, product);
     flip_weight(j, k, bit);
     const bool found = engine.integrity.broken();
-    if (found)
+    if (found) {
       EXPECT_EQ(engine.integrity.reason(), "the weights of a test's matrix changed in memory");
+    }
     return {found, std::fabs(delta) / allowed};
   }
 

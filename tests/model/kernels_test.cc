@@ -1,5 +1,7 @@
 // The float kernels against the scalar rules of docs/NUMERICS.md, on every instruction set that
 // this machine has: not close, equal.
+#include "model/kernel_targets.h"
+// after kernel_targets
 #include <gtest/gtest.h>
 #include <hwy/highway.h>
 
@@ -7,6 +9,7 @@
 #include <cstring>
 
 #include "model/multiply.h"
+#include "model/multiply_fast.h"
 #include "tests/model/matrices.h"
 
 namespace model {
@@ -44,12 +47,14 @@ struct Engine {
   Compute compute{pool, integrity};
 };
 
-void expect_dots(const std::vector<float>& w, const std::vector<float>& x, uint32_t inputs,
-                 uint32_t outputs, uint32_t rows, const std::vector<float>& y) {
+// y[r][j] = dot(x[r], w[j]), the rule itself.
+std::vector<float> dots(const std::vector<float>& w, const std::vector<float>& x, uint32_t inputs,
+                        uint32_t outputs, uint32_t rows) {
+  std::vector<float> y;
   for (uint32_t r = 0; r < rows; ++r)
     for (uint32_t j = 0; j < outputs; ++j)
-      ASSERT_EQ(dot(row_of(x, inputs, r), row_of(w, inputs, j)), y[size_t{r} * outputs + j])
-          << inputs << "x" << outputs << ", " << rows << " rows, at " << r << "," << j;
+      y.push_back(dot(row_of(x, inputs, r), row_of(w, inputs, j)));
+  return y;
 }
 
 TEST_P(KernelsTest, MultiplyHasTheBitsOfDotAtEverySizeAndRowCount) {
@@ -61,10 +66,13 @@ TEST_P(KernelsTest, MultiplyHasTheBitsOfDotAtEverySizeAndRowCount) {
             random_values(size_t{inputs} * outputs, inputs, format == WeightFormat::kBf16);
         const std::vector<float> x = random_values(size_t{inputs} * 19, outputs);
         const PackedMatrix packed = pack(outputs, inputs, format, w);
-        for (uint32_t rows : {1u, 2u, 3u, 4u, 5u, 6u, 7u, 8u, 9u, 13u, 19u}) {
+        std::vector<float> want = dots(w, x, inputs, outputs, 19);
+        for (uint32_t rows : {19u, 13u, 9u, 8u, 7u, 6u, 5u, 4u, 3u, 2u, 1u}) {
           std::vector<float> y(size_t{outputs} * rows, -1.0f);
           multiply(engine.compute, {&packed, x.data(), inputs, rows, y.data(), outputs});
-          expect_dots(w, x, inputs, outputs, rows, y);
+          want.resize(y.size());
+          ASSERT_EQ(std::memcmp(want.data(), y.data(), y.size() * sizeof(float)), 0)
+              << inputs << "x" << outputs << ", " << rows << " rows of " << name_of(format);
         }
       }
     }
@@ -74,12 +82,14 @@ TEST_P(KernelsTest, MultiplyHasTheBitsOfDotAtEverySizeAndRowCount) {
 }
 
 TEST_P(KernelsTest, MultiplyDoesNotDependOnThreadsAndTiles) {
-  const uint32_t inputs = 300, outputs = 1100, rows = 130;
+  const uint32_t inputs = 300, outputs = 600, rows = 130;
   const std::vector<float> w = random_values(size_t{inputs} * outputs, 1);
   const std::vector<float> x = random_values(size_t{inputs} * rows, 2);
   const PackedMatrix packed = pack(outputs, inputs, WeightFormat::kF32, w);
   const std::vector<float> small = random_values(40 * size_t{inputs}, 3);
   const PackedMatrix narrow = pack(40, inputs, WeightFormat::kF32, small);
+  const std::vector<float> want = dots(w, x, inputs, outputs, rows);
+  const std::vector<float> want_small = dots(small, x, inputs, 40, rows);
   for (uint32_t threads : {1u, 2u, 3u}) {
     for (bool verify : {true, false}) {
       Engine engine(threads, verify);
@@ -87,8 +97,8 @@ TEST_P(KernelsTest, MultiplyDoesNotDependOnThreadsAndTiles) {
       const Product both[] = {{&narrow, x.data(), inputs, rows, z.data(), 40},
                               {&packed, x.data(), inputs, rows, y.data(), outputs}};
       multiply(engine.compute, both);
-      expect_dots(w, x, inputs, outputs, rows, y);
-      expect_dots(small, x, inputs, 40, rows, z);
+      EXPECT_EQ(std::memcmp(want.data(), y.data(), y.size() * sizeof(float)), 0);
+      EXPECT_EQ(std::memcmp(want_small.data(), z.data(), z.size() * sizeof(float)), 0);
       EXPECT_EQ(engine.integrity.rows_checked(), verify ? 2 * rows : 0u);
       EXPECT_FALSE(engine.integrity.broken()) << engine.integrity.reason();
     }
@@ -154,6 +164,34 @@ TEST_P(KernelsTest, TheArithmeticDigestIsTheReferences) {
   config.rope_theta = 1e6;
   EXPECT_EQ(arithmetic_digest(local_ops(), Rope(config)),
             arithmetic_digest(reference_ops(), Rope(config)));
+}
+
+// In "fast" mode many rows go through OpenBLAS: right within rounding, verified within wider
+// bounds.
+TEST(FastMode, ProductsAreRightAndVerified) {
+  if (!fast_available()) GTEST_SKIP() << "no OpenBLAS";
+  const uint32_t inputs = 600, outputs = 1100, rows = 40;
+  for (WeightFormat format : {WeightFormat::kF32, WeightFormat::kBf16}) {
+    const std::vector<float> w = random_values(size_t{inputs} * outputs, 1, true);
+    const std::vector<float> x = random_values(size_t{inputs} * rows, 2);
+    PackedMatrix packed = pack(outputs, inputs, format, w);
+    const std::vector<float> want = dots(w, x, inputs, outputs, rows);
+    ThreadPool pool(2);
+    Integrity integrity;
+    const Compute compute{pool, integrity, NumericsMode::kFast};
+    std::vector<float> y(want.size()), few(y.size());
+    multiply(compute, {&packed, x.data(), inputs, rows, y.data(), outputs});
+    // u · 600 roundings · Σ |x| |w| ≤ 2^-24 · 600 · 600 / 4
+    for (size_t i = 0; i < y.size(); ++i) ASSERT_NEAR(want[i], y[i], 0.0054);
+    EXPECT_NE(std::memcmp(want.data(), y.data(), y.size() * sizeof(float)), 0);
+    EXPECT_EQ(integrity.transient_faults(), 0u);
+    EXPECT_EQ(integrity.rows_unverifiable(), 0u);
+    multiply(compute, {&packed, x.data(), inputs, kFastRows - 1, few.data(), outputs});
+    EXPECT_EQ(std::memcmp(want.data(), few.data(), (kFastRows - 1) * outputs * sizeof(float)), 0);
+    packed.mutable_data()[packed.bytes() / 2 + 3] ^= std::byte{0x40};  // an exponent
+    multiply(compute, {&packed, x.data(), inputs, rows, y.data(), outputs});
+    EXPECT_TRUE(integrity.broken());
+  }
 }
 
 TEST(PackedMatrix, TakesRowsInAnyPortionsAndAlignment) {

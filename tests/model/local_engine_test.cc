@@ -1,10 +1,13 @@
 // The local engine against the reference: not close, equal. Every comparison is of bytes.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "base/rng.h"
 #include "model/checkpoint.h"
+#include "model/integrity.h"
+#include "model/multiply_fast.h"
 #include "tests/model/pass_runner.h"
 
 namespace model {
@@ -93,6 +96,38 @@ TEST_P(LocalEngineTest, LogitsEqualTheReference) {
   local_->head(pass, rows, ours);
   reference_->head(pass, rows, theirs);
   EXPECT_EQ(std::memcmp(ours.data(), theirs.data(), ours.size() * sizeof(float)), 0);
+}
+
+TEST_P(LocalEngineTest, FastModeIsCloseAndNamesItselfDifferent) {
+  open(KvType::kBf16);
+  EngineOptions options;
+  options.mode = NumericsMode::kFast;
+  auto fast = make_local_engine(*checkpoint_, options);
+  if (!fast_available()) {
+    ASSERT_FALSE(fast.has_value());
+    GTEST_SKIP() << fast.error().what;
+  }
+  ASSERT_TRUE(fast.has_value()) << fast.error().what;
+  EXPECT_NE((*fast)->shape().arithmetic_digest, local_->shape().arithmetic_digest);
+  EXPECT_NE((*fast)->shape().layout_digest, local_->shape().layout_digest);
+  const std::vector<TokenId> ids = tokens(64, 12);
+  const size_t vocab = local_->shape().vocab;
+  std::vector<float> logits[2] = {std::vector<float>(vocab), std::vector<float>(vocab)};
+  Engine* const engines[] = {local_.get(), fast->get()};
+  for (int i = 0; i < 2; ++i) {
+    Pass pass;
+    Sequence sequence(*engines[i], ids);
+    advance(*engines[i], {&sequence}, {64}, pass);
+    engines[i]->head(pass, std::vector<uint32_t>{63}, logits[i]);
+  }
+  double apart = 0, size = 0;
+  for (size_t i = 0; i < vocab; ++i) {
+    apart = std::max(apart, std::fabs(double{logits[0][i]} - logits[1][i]));
+    size = std::max(size, std::fabs(double{logits[0][i]}));
+  }
+  EXPECT_LE(apart, 1e-2 * size);
+  EXPECT_FALSE((*fast)->integrity()->broken());
+  EXPECT_EQ((*fast)->integrity()->transient_faults(), 0u);
 }
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, LocalEngineTest,

@@ -10,6 +10,7 @@
 
 #include "base/rng.h"
 #include "model/checkpoint.h"
+#include "model/kernels_attention.h"
 #include "model/make_checkpoint.h"
 #include "model/numerics.h"
 #include "tests/model/pass_runner.h"
@@ -421,6 +422,10 @@ TEST(SelectHighest, AgreesWithSortingWhateverTheValues) {
     select_highest(values, need, got);
     got.erase(got.begin());
     ASSERT_EQ(got, order) << n << " values, " << need << " asked for";
+    got = {7};
+    select_highest_fast(values, need, got);
+    got.erase(got.begin());
+    ASSERT_EQ(got, order) << n << " values, " << need << " asked for, by vectors";
   }
 }
 

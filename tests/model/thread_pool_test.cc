@@ -2,10 +2,15 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdio>
 #include <thread>
 #include <vector>
+
+#include "model/multiply.h"
+#include "tests/model/matrices.h"
 
 namespace model {
 namespace {
@@ -64,6 +69,32 @@ TEST(ThreadPool, ManyComeAndGo) {
     if (i % 3 != 0) pool.run(8, [&](uint32_t) { ++done; });
     EXPECT_EQ(done, i % 3 != 0 ? 8u : 0u);
   }
+}
+
+// Two engines' worth of callers on one pool, as an expert service and a sequence owner are.
+TEST(ThreadPool, CarriesProductsOfTwoCallers) {
+  const uint32_t inputs = 300, outputs = 700, rows = 30;
+  const PackedMatrix gate = testing::pack(outputs, inputs, WeightFormat::kF32,
+                                          testing::random_values(size_t{inputs} * outputs, 1));
+  const PackedMatrix up = testing::pack(outputs, inputs, WeightFormat::kF32,
+                                        testing::random_values(size_t{inputs} * outputs, 2));
+  const std::vector<float> x = testing::random_values(size_t{inputs} * rows, 3);
+  ThreadPool pool(3);
+  Integrity integrity;
+  const Compute compute{pool, integrity};
+  const auto call = [&](std::vector<float>& y) {
+    for (int i = 0; i < 20; ++i) {
+      const GatedProduct product{&gate, &up, x.data(), rows, y.data()};
+      multiply_gated(compute, {&product, 1});
+    }
+  };
+  std::vector<float> a(size_t{outputs} * rows), b(a.size());
+  std::thread other([&] { call(b); });
+  call(a);
+  other.join();
+  EXPECT_EQ(a, b);
+  EXPECT_EQ(integrity.rows_checked(), 2u * 20 * rows);
+  EXPECT_FALSE(integrity.broken());
 }
 
 // Work for about as long as a small product takes.
