@@ -24,19 +24,22 @@ using V = hn::Vec<D>;
 constexpr size_t kWidth = hn::MaxLanes(D());  // floats of a vector
 constexpr size_t kVectors = kPanel / kWidth;  // vectors of a panel
 
-HWY_INLINE V fused(V a, V b, V c) {
+// a · b + c in one rounding, in vectors of any tag of up to 16 floats.
+template <class Tag>
+HWY_INLINE hn::Vec<Tag> fused_of(Tag d, hn::Vec<Tag> a, hn::Vec<Tag> b, hn::Vec<Tag> c) {
 #if HWY_NATIVE_FMA
+  (void)d;
   return hn::MulAdd(a, b, c);
 #else
-  HWY_ALIGN float x[kWidth] = {}, y[kWidth] = {}, z[kWidth] = {};
-  const D d;
+  HWY_ALIGN float x[kPanel] = {}, y[kPanel] = {}, z[kPanel] = {};
   hn::Store(a, d, x);
   hn::Store(b, d, y);
   hn::Store(c, d, z);
-  for (size_t i = 0; i < kWidth; ++i) z[i] = std::fma(x[i], y[i], z[i]);
+  for (size_t i = 0; i < hn::MaxLanes(d); ++i) z[i] = std::fma(x[i], y[i], z[i]);
   return hn::Load(d, z);
 #endif
 }
+HWY_INLINE V fused(V a, V b, V c) { return fused_of(D(), a, b, c); }
 
 HWY_INLINE V load_weights(const float* w) { return hn::LoadU(D(), w); }
 HWY_INLINE V load_weights(const uint16_t* w) {
@@ -45,26 +48,28 @@ HWY_INLINE V load_weights(const uint16_t* w) {
   return hn::BitCast(D(), hn::ShiftLeft<16>(hn::PromoteTo(whole, hn::LoadU(half, w))));
 }
 
-HWY_INLINE V exp_vector(V x) {
-  const D d;
-  const hn::RebindToSigned<D> di;
-  const V n = hn::Round(hn::Mul(x, hn::Set(d, 1.44269504f)));
-  V r = fused(n, hn::Set(d, -0.693359375f), x);
-  r = fused(n, hn::Set(d, 2.12194440e-4f), r);
-  V p = hn::Set(d, 1.0f / 5040.0f);
+template <class Tag>
+HWY_INLINE hn::Vec<Tag> exp_of(Tag d, hn::Vec<Tag> x) {
+  using Vec = hn::Vec<Tag>;
+  const hn::RebindToSigned<Tag> di;
+  const Vec n = hn::Round(hn::Mul(x, hn::Set(d, 1.44269504f)));
+  Vec r = fused_of(d, n, hn::Set(d, -0.693359375f), x);
+  r = fused_of(d, n, hn::Set(d, 2.12194440e-4f), r);
+  Vec p = hn::Set(d, 1.0f / 5040.0f);
   for (float c : {1.0f / 720.0f, 1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f, 1.0f, 1.0f})
-    p = fused(p, r, hn::Set(d, c));
+    p = fused_of(d, p, r, hn::Set(d, c));
   const auto whole = hn::ConvertTo(di, n);
   const auto left = hn::ShiftRight<1>(whole);
   const auto bias = hn::Set(di, 127);
-  const V two_left = hn::BitCast(d, hn::ShiftLeft<23>(hn::Add(left, bias)));
-  const V two_right = hn::BitCast(d, hn::ShiftLeft<23>(hn::Add(hn::Sub(whole, left), bias)));
-  V y = hn::Mul(hn::Mul(p, two_left), two_right);
+  const Vec two_left = hn::BitCast(d, hn::ShiftLeft<23>(hn::Add(left, bias)));
+  const Vec two_right = hn::BitCast(d, hn::ShiftLeft<23>(hn::Add(hn::Sub(whole, left), bias)));
+  Vec y = hn::Mul(hn::Mul(p, two_left), two_right);
   y = hn::IfThenElse(hn::Le(x, hn::Set(d, -87.33654f)), hn::Zero(d), y);
   y = hn::IfThenElse(hn::Ge(x, hn::Set(d, 88.72283f)),
                      hn::Set(d, std::numeric_limits<float>::infinity()), y);
   return hn::IfThenElse(hn::IsNaN(x), x, y);
 }
+HWY_INLINE V exp_vector(V x) { return exp_of(D(), x); }
 
 // f over vectors of in (and in2), the last one padded with zeros.
 template <class F>

@@ -30,26 +30,16 @@ struct Group {
   using V = hn::Vec<D>;
   static constexpr size_t kWidth = hn::MaxLanes(hn::CappedTag<float, kLanesOf>());
   static constexpr size_t kVectors = kLanesOf / kWidth;
-  // Positions scored together: enough chains to hide the latency of fma.
-  static constexpr size_t kPositions = kVectors == 1   ? (kManyRegisters ? 16 : 12)
-                                       : kVectors == 2 ? 6
-                                                       : (kManyRegisters ? 4 : 2);
+  // Positions scored together: enough chains to hide the latency of fma, few enough for the
+  // registers; with pairs of bf16 values, which take some, and without.
+  static constexpr size_t kPositions = kVectors == 1    ? (kManyRegisters ? 16 : 12)
+                                       : kVectors == 2  ? 6
+                                       : kManyRegisters ? 4
+                                                        : 2;
+  static constexpr size_t kPairPositions = kVectors == 1 ? (kManyRegisters ? 12 : 8)
+                                           : kManyRegisters || kVectors == 2 ? 4
+                                                                             : 2;
 };
-
-template <class D, class V>
-HWY_INLINE V fused_of(D d, V a, V b, V c) {
-#if HWY_NATIVE_FMA
-  (void)d;
-  return hn::MulAdd(a, b, c);
-#else
-  HWY_ALIGN float x[kPanel] = {}, y[kPanel] = {}, z[kPanel] = {};
-  hn::Store(a, d, x);
-  hn::Store(b, d, y);
-  hn::Store(c, d, z);
-  for (size_t i = 0; i < hn::Lanes(d); ++i) z[i] = std::fma(x[i], y[i], z[i]);
-  return hn::Load(d, z);
-#endif
-}
 
 template <class K>
 HWY_INLINE void widen(const K* from, size_t n, float* to) {
@@ -83,18 +73,20 @@ void WidenTile(const CachedRows& rows, float* tile) {
 class Widened {
  public:
   explicit Widened(const Tile& tile) : tile_(tile.widened) {}
-  // Values of one segment from row s on: rows kTileStride apart.
-  template <size_t kRows>
-  void rows(size_t s, size_t segment, const float** out) const {
-    for (size_t r = 0; r < kRows; ++r) out[r] = tile_ + (segment * kTileRows + s + r) * kTileStride;
-  }
-  using Value = float;
+  template <class G>
+  static constexpr size_t kRows = G::kPositions;
+  // n values of a segment of the rows from s on.
+  template <class G>
+  void score(size_t s, size_t segment, const float* queries, size_t n, float* out) const;
   // A vector of row s. column: of the segment
   V at(size_t s, size_t segment, size_t column) const {
-    return hn::Load(D(), tile_ + (segment * kTileRows + s) * kTileStride + column);
+    return hn::Load(D(), row(s, segment) + column);
   }
 
  private:
+  const float* row(size_t s, size_t segment) const {
+    return tile_ + (segment * kTileRows + s) * kTileStride;
+  }
   const float* tile_;
 };
 
@@ -102,82 +94,73 @@ template <class K>
 class AsCached {
  public:
   explicit AsCached(const Tile& tile) : rows_(tile.rows) {}
-  template <size_t kRows>
-  void rows(size_t s, size_t segment, const K** out) const {
-    for (size_t r = 0; r < kRows; ++r)  // past the end: the last row again
-      out[r] = reinterpret_cast<const K*>(rows_.rows[std::min<size_t>(s + r, rows_.n - 1)]) +
-               segment * kDotSegment;
-  }
-  using Value = K;
+  template <class G>
+  static constexpr size_t kRows = sizeof(K) == 2 ? G::kPairPositions : G::kPositions;
+  template <class G>
+  void score(size_t s, size_t segment, const float* queries, size_t n, float* out) const;
   V at(size_t s, size_t segment, size_t column) const {
-    return load_weights(reinterpret_cast<const K*>(rows_.rows[s]) + segment * kDotSegment + column);
+    return load_weights(row(s, segment) + column);
   }
 
  private:
+  const K* row(size_t s, size_t segment) const {
+    return reinterpret_cast<const K*>(rows_.rows[s]) + segment * kDotSegment;
+  }
   const CachedRows& rows_;
 };
 
 // --- scores
 
-// One segment of kPositions rows against the group: out[position][lane]. Queries of two values at a
-// time: of a pair of bf16 values broadcast together, one shift and one mask make the two floats.
-template <class G>
-HWY_INLINE void score_segment(const uint16_t* const* rows, const float* queries, size_t n,
-                              float* out) {
-  const typename G::D d;
-  const hn::RebindToUnsigned<typename G::D> du;
-  constexpr size_t kLanesOf = G::kWidth * G::kVectors;
-  typename G::V acc[G::kPositions * G::kVectors];
-  for (auto& a : acc) a = hn::Zero(d);
-  const auto high = hn::Set(du, 0xFFFF0000u);
-  size_t k = 0;
-  for (; k + 2 <= n; k += 2) {
-    typename G::V first[G::kVectors], second[G::kVectors];
-    for (size_t v = 0; v < G::kVectors; ++v) {
-      first[v] = hn::Load(d, queries + k * kLanesOf + v * G::kWidth);
-      second[v] = hn::Load(d, queries + (k + 1) * kLanesOf + v * G::kWidth);
-    }
-    for (size_t p = 0; p < G::kPositions; ++p) {
-      uint32_t bits;
-      std::memcpy(&bits, rows[p] + k, sizeof bits);
-      const auto pair = hn::Set(du, bits);
-      const auto low_value = hn::BitCast(d, hn::ShiftLeft<16>(pair));
-      const auto high_value = hn::BitCast(d, hn::And(pair, high));
-      for (size_t v = 0; v < G::kVectors; ++v) {
-        const size_t i = p * G::kVectors + v;
-        acc[i] = fused_of(d, second[v], high_value, fused_of(d, first[v], low_value, acc[i]));
-      }
-    }
-  }
-  for (; k < n; ++k)
-    for (size_t p = 0; p < G::kPositions; ++p)
-      for (size_t v = 0; v < G::kVectors; ++v)
-        acc[p * G::kVectors + v] =
-            fused_of(d, hn::Load(d, queries + k * kLanesOf + v * G::kWidth),
-                     hn::Set(d, from_bf16(rows[p][k])), acc[p * G::kVectors + v]);
-  for (size_t i = 0; i < G::kPositions * G::kVectors; ++i)
-    hn::Store(acc[i], d, out + i * G::kWidth);
-}
-
-template <class G>
-HWY_INLINE void score_segment(const float* const* rows, const float* queries, size_t n,
-                              float* out) {
+// n values of kRows rows against the group: out[row][lane]. value(row, k) is f32.
+template <class G, size_t kRows, class F>
+HWY_INLINE void score_values(F value, const float* queries, size_t n, float* out) {
   const typename G::D d;
   constexpr size_t kLanesOf = G::kWidth * G::kVectors;
-  typename G::V acc[G::kPositions * G::kVectors];
+  typename G::V acc[kRows * G::kVectors];
   for (auto& a : acc) a = hn::Zero(d);
   for (size_t k = 0; k < n; ++k) {
     typename G::V query[G::kVectors];
     for (size_t v = 0; v < G::kVectors; ++v)
       query[v] = hn::Load(d, queries + k * kLanesOf + v * G::kWidth);
-    for (size_t p = 0; p < G::kPositions; ++p) {
-      const auto value = hn::Set(d, rows[p][k]);
+    for (size_t r = 0; r < kRows; ++r) {
+      const auto key = hn::Set(d, value(r, k));
       for (size_t v = 0; v < G::kVectors; ++v)
-        acc[p * G::kVectors + v] = fused_of(d, query[v], value, acc[p * G::kVectors + v]);
+        acc[r * G::kVectors + v] = fused_of(d, query[v], key, acc[r * G::kVectors + v]);
     }
   }
-  for (size_t i = 0; i < G::kPositions * G::kVectors; ++i)
-    hn::Store(acc[i], d, out + i * G::kWidth);
+  for (size_t i = 0; i < kRows * G::kVectors; ++i) hn::Store(acc[i], d, out + i * G::kWidth);
+}
+
+// The same straight from bf16 rows, n even: of two values broadcast together, a shift and a mask
+// make two floats, on ports that the multipliers leave free.
+template <class G, size_t kRows>
+HWY_INLINE void score_pairs(const uint16_t* const* rows, const float* queries, size_t n,
+                            float* out) {
+  const typename G::D d;
+  const hn::RebindToUnsigned<typename G::D> du;
+  constexpr size_t kLanesOf = G::kWidth * G::kVectors;
+  typename G::V acc[kRows * G::kVectors];
+  for (auto& a : acc) a = hn::Zero(d);
+  const auto high = hn::Set(du, 0xFFFF0000u);
+  for (size_t k = 0; k < n; k += 2) {
+    typename G::V first[G::kVectors], second[G::kVectors];
+    for (size_t v = 0; v < G::kVectors; ++v) {
+      first[v] = hn::Load(d, queries + k * kLanesOf + v * G::kWidth);
+      second[v] = hn::Load(d, queries + (k + 1) * kLanesOf + v * G::kWidth);
+    }
+    for (size_t r = 0; r < kRows; ++r) {
+      uint32_t bits;  // value k low, k + 1 high
+      std::memcpy(&bits, rows[r] + k, sizeof bits);
+      const auto pair = hn::Set(du, bits);
+      const auto low_value = hn::BitCast(d, hn::ShiftLeft<16>(pair));
+      const auto high_value = hn::BitCast(d, hn::And(pair, high));
+      for (size_t v = 0; v < G::kVectors; ++v) {
+        const size_t i = r * G::kVectors + v;
+        acc[i] = fused_of(d, second[v], high_value, fused_of(d, first[v], low_value, acc[i]));
+      }
+    }
+  }
+  for (size_t i = 0; i < kRows * G::kVectors; ++i) hn::Store(acc[i], d, out + i * G::kWidth);
 }
 
 HWY_INLINE void fetch_rows(const CachedRows& next, size_t begin, size_t count) {
@@ -190,25 +173,47 @@ HWY_INLINE void fetch_rows(const CachedRows& next, size_t begin, size_t count) {
   }
 }
 
+template <class G>
+void Widened::score(size_t s, size_t segment, const float* queries, size_t n, float* out) const {
+  const float* from = row(s, segment);
+  score_values<G, kRows<G>>(
+      [from](size_t r, size_t k) HWY_ATTR { return from[r * kTileStride + k]; }, queries, n, out);
+}
+
+template <class K>
+template <class G>
+void AsCached<K>::score(size_t s, size_t segment, const float* queries, size_t n,
+                        float* out) const {
+  const K* rows[kRows<G>];
+  for (size_t r = 0; r < kRows<G>; ++r)  // past the end: the last row again
+    rows[r] = row(std::min<size_t>(s + r, rows_.n - 1), segment);
+  if constexpr (sizeof(K) == 2) {
+    score_pairs<G, kRows<G>>(rows, queries, n, out);
+  } else {
+    score_values<G, kRows<G>>([&rows](size_t r, size_t k) HWY_ATTR { return rows[r][k]; }, queries,
+                              n, out);
+  }
+}
+
 template <class G, class Source>
 void score_group(const Tile& tile, uint32_t n, const float* queries, const CachedRows& next,
                  float* scores) {
   const Source source(tile);
-  const uint32_t width = tile.rows.width;
   const typename G::D d;
   constexpr size_t kLanesOf = G::kWidth * G::kVectors;
-  constexpr size_t kBlock = G::kPositions * kLanesOf;
+  constexpr size_t kRows = Source::template kRows<G>;
+  constexpr size_t kBlock = kRows * kLanesOf;
+  const uint32_t width = tile.rows.width;
   const size_t segments = (width + kDotSegment - 1) / kDotSegment;
   HWY_ALIGN float sums[kMostSegments][kBlock];
-  for (size_t s = 0; s < n; s += G::kPositions) {
-    fetch_rows(next, s, G::kPositions);
+  for (size_t s = 0; s < n; s += kRows) {
+    fetch_rows(next, s, kRows);
     float* out = scores + s * kLanesOf;
     for (size_t i = 0; i < segments; ++i) {
       const size_t begin = i * kDotSegment;
       const size_t values = std::min<size_t>(kDotSegment, width - begin);
-      const typename Source::Value* rows[G::kPositions];
-      source.template rows<G::kPositions>(s, i, rows);
-      score_segment<G>(rows, queries + begin * kLanesOf, values, segments == 1 ? out : sums[i]);
+      source.template score<G>(s, i, queries + begin * kLanesOf, values,
+                               segments == 1 ? out : sums[i]);
     }
     for (size_t left = segments; left > 1; left = (left + 1) / 2) {
       for (size_t i = 0; i < left; i += 2) {
@@ -242,27 +247,6 @@ void ScoreTile(const Tile& tile, uint32_t n, const float* queries, uint32_t lane
 }
 
 // --- softmax
-
-template <class D, class V>
-HWY_INLINE V exp_of(D d, V x) {
-  const hn::RebindToSigned<D> di;
-  const V n = hn::Round(hn::Mul(x, hn::Set(d, 1.44269504f)));
-  V r = fused_of(d, n, hn::Set(d, -0.693359375f), x);
-  r = fused_of(d, n, hn::Set(d, 2.12194440e-4f), r);
-  V p = hn::Set(d, 1.0f / 5040.0f);
-  for (float c : {1.0f / 720.0f, 1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f, 1.0f, 1.0f})
-    p = fused_of(d, p, r, hn::Set(d, c));
-  const auto whole = hn::ConvertTo(di, n);
-  const auto left = hn::ShiftRight<1>(whole);
-  const auto bias = hn::Set(di, 127);
-  const V two_left = hn::BitCast(d, hn::ShiftLeft<23>(hn::Add(left, bias)));
-  const V two_right = hn::BitCast(d, hn::ShiftLeft<23>(hn::Add(hn::Sub(whole, left), bias)));
-  V y = hn::Mul(hn::Mul(p, two_left), two_right);
-  y = hn::IfThenElse(hn::Le(x, hn::Set(d, -87.33654f)), hn::Zero(d), y);
-  y = hn::IfThenElse(hn::Ge(x, hn::Set(d, 88.72283f)),
-                     hn::Set(d, std::numeric_limits<float>::infinity()), y);
-  return hn::IfThenElse(hn::IsNaN(x), x, y);
-}
 
 // One vector of rows.
 template <class G>
@@ -402,73 +386,6 @@ void DivideOutputs(const float* o, float l, size_t n, float* out) {
   map2(o, o, n, out, [by](V x, V) HWY_ATTR { return hn::Div(x, by); });
 }
 
-// --- index scores
-
-// Values [begin, end) of kHeads queries against kColumns vectors of positions.
-template <size_t kHeads, size_t kColumns, class K>
-HWY_INLINE void match_segment(const IndexQuery& query, size_t head, const K* panel, size_t begin,
-                              size_t end, V* sum) {
-  const D d;
-  V acc[kHeads * kColumns];
-  for (V& a : acc) a = hn::Zero(d);
-  for (size_t k = begin; k < end; ++k) {
-    V key[kColumns];
-    for (size_t c = 0; c < kColumns; ++c) key[c] = load_weights(panel + k * kKeyPanel + c * kWidth);
-    for (size_t h = 0; h < kHeads; ++h) {
-      const V value = hn::Set(d, query.q[(head + h) * query.dim + k]);
-      for (size_t c = 0; c < kColumns; ++c)
-        acc[h * kColumns + c] = fused(value, key[c], acc[h * kColumns + c]);
-    }
-  }
-  for (size_t i = 0; i < kHeads * kColumns; ++i) sum[i] = acc[i];
-}
-
-// kHeads heads over kColumns vectors of positions, weighed into acc.
-template <size_t kHeads, size_t kColumns, class K>
-HWY_INLINE void score_heads(const IndexQuery& query, size_t head, const K* panel, V* acc) {
-  const D d;
-  V total[kHeads * kColumns];
-  match_segment<kHeads, kColumns>(query, head, panel, 0, std::min<size_t>(kDotSegment, query.dim),
-                                  total);
-  if (query.dim > kDotSegment) {
-    V sum[kHeads * kColumns];
-    match_segment<kHeads, kColumns>(query, head, panel, kDotSegment, query.dim, sum);
-    for (size_t i = 0; i < kHeads * kColumns; ++i) total[i] = hn::Add(total[i], sum[i]);
-  }
-  for (size_t h = 0; h < kHeads; ++h) {
-    const V weight = hn::Set(d, query.w[head + h]);
-    for (size_t c = 0; c < kColumns; ++c) {
-      const V dot = total[h * kColumns + c];
-      // max(dot, 0) that lets NaN through
-      const V kept = hn::IfThenElse(hn::Lt(dot, hn::Zero(d)), hn::Zero(d), dot);
-      acc[c] = fused(weight, kept, acc[c]);
-    }
-  }
-}
-
-template <class K>
-void score_panel(const IndexQuery& query, const K* panel, float* out) {
-  constexpr size_t kColumns = kManyRegisters ? 4 : 2;
-  constexpr size_t kHeads = 4;
-  const D d;
-  for (size_t at = 0; at < kKeyPanel; at += kColumns * kWidth) {
-    V acc[kColumns];
-    for (V& a : acc) a = hn::Zero(d);
-    size_t head = 0;
-    for (; head + kHeads <= query.heads; head += kHeads)
-      score_heads<kHeads, kColumns>(query, head, panel + at, acc);
-    for (; head < query.heads; ++head) score_heads<1, kColumns>(query, head, panel + at, acc);
-    for (size_t c = 0; c < kColumns; ++c) hn::StoreU(acc[c], d, out + at + c * kWidth);
-  }
-}
-
-void ScoreKeysF32(const IndexQuery& query, const float* panel, float* out) {
-  score_panel(query, panel, out);
-}
-void ScoreKeysBf16(const IndexQuery& query, const uint16_t* panel, float* out) {
-  score_panel(query, panel, out);
-}
-
 }  // namespace model::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -483,8 +400,6 @@ HWY_EXPORT(SoftmaxTile);
 HWY_EXPORT(WeighTile);
 HWY_EXPORT(MergeOutputs);
 HWY_EXPORT(DivideOutputs);
-HWY_EXPORT(ScoreKeysF32);
-HWY_EXPORT(ScoreKeysBf16);
 
 void widen_tile(const CachedRows& rows, float* tile) {
   HWY_DYNAMIC_DISPATCH(WidenTile)(rows, tile);
@@ -507,13 +422,6 @@ void merge_outputs(const float* a, float ea, const float* b, float eb, size_t n,
 void divide_outputs(const float* o, float l, size_t n, float* out) {
   HWY_DYNAMIC_DISPATCH(DivideOutputs)(o, l, n, out);
 }
-void score_keys(const IndexQuery& query, const float* panel, float* out) {
-  HWY_DYNAMIC_DISPATCH(ScoreKeysF32)(query, panel, out);
-}
-void score_keys(const IndexQuery& query, const uint16_t* panel, float* out) {
-  HWY_DYNAMIC_DISPATCH(ScoreKeysBf16)(query, panel, out);
-}
-
 void GroupState::reset() {
   std::fill_n(m, kMostLanes, -std::numeric_limits<float>::infinity());
   std::fill_n(l, kMostLanes, 0.0f);

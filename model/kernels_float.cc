@@ -37,24 +37,18 @@ HWY_INLINE V weights_at(const uint16_t* w, size_t k) {
 template <class W>
 constexpr size_t kVectorStep = kWidth*(sizeof(float) / sizeof(W));
 
-// Weights to be fetched while a block computes: `lines` of every panel for each kChunk inputs.
+// Weights to be fetched into L2 while a block computes: `lines` of every panel for each kChunk
+// inputs.
 template <size_t kPanels>
 struct Ahead {
   const char* at[kPanels];
-  const char* end[kPanels];  // where the stream goes on elsewhere, `jump` further
-  ptrdiff_t jump = 0;
   size_t lines = 0;
-  bool soon = true;  // to be used while L1 still holds it
 
   HWY_INLINE void fetch() {
+    if (lines == 0) return;
 #pragma GCC unroll 4
     for (size_t p = 0; p < kPanels; ++p) {
-      if (at[p] == end[p]) at[p] += jump;
-      if (soon) {
-        for (size_t i = 0; i < lines; ++i) __builtin_prefetch(at[p] + i * kLine, 0, /*L1*/ 3);
-      } else {
-        for (size_t i = 0; i < lines; ++i) __builtin_prefetch(at[p] + i * kLine, 0, /*L2*/ 2);
-      }
+      for (size_t i = 0; i < lines; ++i) __builtin_prefetch(at[p] + i * kLine, 0, /*L2*/ 2);
       at[p] += lines * kLine;
     }
   }
@@ -163,21 +157,22 @@ template <class W>
 constexpr uint32_t kMostRows = kVectors == 1    ? 8
                                : sizeof(W) == 4 ? 6
                                                 : 4;
-// Up to so many rows are bound by memory: weights are fetched just ahead of their use.
+// Up to so many rows are bound by memory. They leave it to the hardware to fetch, which reads
+// several streams faster than any prefetch instruction lets it.
 template <class W>
 constexpr uint32_t kStreamedRows = kVectors == 1 && sizeof(W) == 4 ? 6 : 3;
-constexpr size_t kAhead = 4096;  // bytes between fetch and use then, over all panels at hand
 
 // Panels that a block of rows meets: enough independent chains to hide the latency of fma, and
 // streams to keep memory busy.
 template <class W>
 constexpr size_t panels_at_once(size_t rows) {
-  if (kVectors > 1) return rows <= (sizeof(W) == 4 ? 3 : 2) ? 2 : 1;
-  return rows == 2 || rows == 3 || (rows == 1 && sizeof(W) == 2) ? 4 : 2;
+  if (kVectors == 1) return rows <= 3 ? 4 : 2;
+  if (rows == 1) return 4;
+  return rows <= (sizeof(W) == 4 ? 3 : 2) ? 2 : 1;
 }
 
 // Panels [begin, end) for one of `slices` groups of rows. While a group computes it fetches its
-// slice of as many panels after them; 0 slices: each panel just ahead of its use.
+// slice of as many panels after them. 0 slices: nothing is fetched.
 struct Range {
   size_t begin, end;
   uint32_t slice = 0, slices = 0;
@@ -185,26 +180,17 @@ struct Range {
 
 template <size_t kCount, class W>
 Ahead<kCount> ahead_of(const Panels& m, const Range& range, size_t panel) {
+  Ahead<kCount> ahead;
+  if (range.slices == 0) return ahead;
   const size_t bytes = panel_elements(m.inputs, sizeof(W)) * sizeof(W);
   const size_t last = (m.outputs + kPanel - 1) / kPanel + m.following - 1;
+  const size_t next = panel + (range.end - range.begin);
+  if (next + kCount - 1 > last) return ahead;
   constexpr size_t kLines = kChunk * kPanel * sizeof(W) / kLine;
-  const char* base = static_cast<const char*>(m.data);
-  Ahead<kCount> ahead;
-  for (size_t i = 0; i < kCount; ++i) {
-    if (range.slices == 0) {
-      const size_t chunk = kLines * kLine;
-      ahead.at[i] = base + (panel + i) * bytes + std::min(kAhead / kCount, bytes / chunk * chunk);
-      ahead.end[i] = base + (panel + i) * bytes + bytes / chunk * chunk;
-      ahead.jump = panel + kCount <= last ? static_cast<ptrdiff_t>((kCount - 1) * bytes) : 0;
-      ahead.lines = kLines;
-    } else {
-      const size_t next = panel + i + (range.end - range.begin);
-      ahead.at[i] = base + std::min(next, last) * bytes + range.slice * (bytes / range.slices);
-      ahead.end[i] = nullptr;
-      ahead.lines = next <= last ? (kLines + range.slices - 1) / range.slices : 0;
-      ahead.soon = false;
-    }
-  }
+  ahead.lines = (kLines + range.slices - 1) / range.slices;
+  for (size_t i = 0; i < kCount; ++i)
+    ahead.at[i] = static_cast<const char*>(m.data) + (next + i) * bytes +
+                  range.slice * (bytes / range.slices);
   return ahead;
 }
 

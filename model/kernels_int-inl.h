@@ -2,6 +2,7 @@
 // namespace of each by kernels_int.cc after it has defined `Simd`:
 //   Acc, Sum            vectors of kOutputs int32 and f32
 //   kOutputs            of a vector: 16 or 8
+//   total               Σ of an Acc modulo 2³²
 //   kRows, kPanels      of the largest block whose accumulators fit the registers
 //   kOffset8, kOffset4  what the unsigned form adds to a code
 //   prefetch            what is read soon into the nearest cache (blocks of one panel), what the
@@ -15,7 +16,7 @@ constexpr size_t kLinearAhead = 4096;  // bytes
 constexpr size_t kLinearRows = std::min<size_t>(2, Simd::kRows);
 // Of the blocks that more than kLinearRows rows are dealt over.
 constexpr size_t kLeastRows = (Simd::kRows + 1) / 2;
-constexpr size_t kMostLevels = 24;  // of the tree of segments
+constexpr size_t kMostLevels = 12;  // of the tree of segments
 
 // What a block of rows reads besides its weights.
 struct BlockRows {
@@ -145,24 +146,17 @@ struct IntBlock {
       std::copy_n(sums, kValues, levels[level]);
     }
     if (x.groups > kGroupsOfSegment) fold(levels, count, sums);
-    write(sums, w_scales, y, y_stride, outputs);
+    write(sums, w_scales, y, y_stride, outputs, checks.bits);
     if (!checks) return;
     if constexpr (!kInt4)
       for (size_t i = 0; i < kP * kPanel; i += Simd::kOutputs)
         scale_bits = Simd::add(scale_bits, Simd::bits(Simd::load(w_scales + i)));
 #pragma GCC unroll 16
-    for (size_t r = 0; r < kR; ++r) checks.rows[r] += total(row_checks[r]);
-    *checks.scales += total(scale_bits);
+    for (size_t r = 0; r < kR; ++r) checks.rows[r] += Simd::total(row_checks[r]);
+    *checks.scales += Simd::total(scale_bits);
   }
 
  private:
-  static HWY_INLINE uint32_t total(Acc acc) {
-    HWY_ALIGN int32_t values[Simd::kOutputs];
-    Simd::store(acc, values);
-    uint32_t sum = 0;
-    for (const int32_t value : values) sum += static_cast<uint32_t>(value);
-    return sum;
-  }
   // sums = level + sums
   static HWY_INLINE void add(const float* level, float* sums) {
     for (size_t i = 0; i < kAcc * Simd::kOutputs; i += Simd::kOutputs)
@@ -181,8 +175,9 @@ struct IntBlock {
     }
   }
   static HWY_INLINE void write(float* sums, const float* w_scales, float* y, size_t y_stride,
-                               const uint32_t* outputs) {
+                               const uint32_t* outputs, uint32_t* bits) {
     for (size_t r = 0; r < kR; ++r) {
+      Acc row_bits = Simd::set(0);
       for (size_t p = 0; p < kP; ++p) {
         float* from = sums + (r * kP + p) * kPanel;
         if constexpr (!kInt4) {
@@ -190,8 +185,12 @@ struct IntBlock {
             Simd::store(Simd::mul(Simd::load(from + i), Simd::load(w_scales + p * kPanel + i)),
                         from + i);
         }
+        std::fill(from + outputs[p], from + kPanel, 0.0f);
+        for (size_t i = 0; i < kPanel; i += Simd::kOutputs)
+          row_bits = Simd::add(row_bits, Simd::bits(Simd::load(from + i)));
         std::copy_n(from, outputs[p], y + r * y_stride + p * kPanel);
       }
+      if (bits != nullptr) bits[r] += Simd::total(row_bits);
     }
   }
 };
@@ -257,7 +256,8 @@ void multiply_all(const CodePanels& w, const CodeRows& x, float* y, size_t y_str
     uint32_t row = 0, ignored = 0;  // the first rows check the scales
     for (size_t b = 0; b < blocks; ++b) {
       const size_t count = x.rows / blocks + (b < x.rows % blocks ? 1 : 0);
-      const IntChecks own{checks ? checks.rows + row : nullptr, b == 0 ? checks.scales : &ignored};
+      const IntChecks own{checks ? checks.rows + row : nullptr, b == 0 ? checks.scales : &ignored,
+                          checks.bits != nullptr ? checks.bits + row : nullptr};
       wide_block<kInt4>(count, kWide)(w, p, end, x.from(row), y + row * y_stride, y_stride, own);
       row += static_cast<uint32_t>(count);
     }

@@ -47,10 +47,11 @@ void project_codes(std::span<const float> x, const int8_t* codes, const float* s
                    uint32_t group, std::span<float> y);
 CodePanels panels_of_codes(const PackedMatrix& w, uint32_t panel, uint32_t count);
 
-// What multiply() adds up while it computes, modulo 2³²; all or nothing.
+// What multiply() adds up while it computes, modulo 2³².
 struct IntChecks {
   uint32_t* rows = nullptr;    // [rows] Σ over outputs of the exact sums
   uint32_t* scales = nullptr;  // [1] Σ of the bits of the panels' scales
+  uint32_t* bits = nullptr;    // [rows] Σ of the bits of y; may be null
   explicit operator bool() const { return rows != nullptr; }
 };
 
@@ -61,8 +62,8 @@ struct IntKernels {
   // y[r][j] = dot(x[r], w[j])
   void (*multiply)(const CodePanels& w, const CodeRows& x, float* y, size_t y_stride,
                    const IntChecks& checks);
-  // checks[r] = Σ codes[r][k] · code_sums[k]: what multiply() of all panels adds up to
-  void (*expect)(const CodeRows& x, std::span<const uint32_t> code_sums, uint32_t* checks);
+  // checks[r] = Σ codes[r][k] · (Σ over outputs of w[k]): what multiply() of all panels adds up to
+  void (*expect)(const CodeRows& x, const PackedMatrix& w, uint32_t* checks);
   // Σ of their bits modulo 2³²
   uint32_t (*bits)(std::span<const float> values);
   // True if the codes of every row still have the sums they were quantised with.

@@ -17,6 +17,9 @@ struct Simd512 {
   static HWY_INLINE Sum broadcast(float v) { return _mm512_set1_ps(v); }
   static HWY_INLINE Sum convert(Acc v) { return _mm512_cvtepi32_ps(v); }
   static HWY_INLINE Acc bits(Sum v) { return _mm512_castps_si512(v); }
+  static HWY_INLINE uint32_t total(Acc v) {
+    return static_cast<uint32_t>(_mm512_reduce_add_epi32(v));
+  }
   static HWY_INLINE Sum load(const float* at) { return _mm512_load_ps(at); }
   static HWY_INLINE void store(Sum v, float* at) { _mm512_store_ps(at, v); }
   static HWY_INLINE Sum add(Sum a, Sum b) { return _mm512_add_ps(a, b); }
@@ -116,6 +119,12 @@ struct Simd {
   static HWY_INLINE Sum broadcast(float v) { return _mm256_set1_ps(v); }
   static HWY_INLINE Sum convert(Acc v) { return _mm256_cvtepi32_ps(v); }
   static HWY_INLINE Acc bits(Sum v) { return _mm256_castps_si256(v); }
+  static HWY_INLINE uint32_t total(Acc v) {
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1));
+    return static_cast<uint32_t>(_mm_cvtsi128_si32(four));
+  }
   static HWY_INLINE Sum load(const float* at) { return _mm256_load_ps(at); }
   static HWY_INLINE void store(Sum v, float* at) { _mm256_store_ps(at, v); }
   static HWY_INLINE Sum add(Sum a, Sum b) { return _mm256_add_ps(a, b); }
@@ -232,6 +241,11 @@ struct Simd {
   }
   static Sum convert(const Acc& a) {
     return each<Sum>(a, [](int32_t v, size_t) { return static_cast<float>(v); });
+  }
+  static uint32_t total(const Acc& a) {
+    uint32_t sum = 0;
+    for (const int32_t v : a.v) sum += static_cast<uint32_t>(v);
+    return sum;
   }
   static Acc bits(const Sum& a) {
     return each<Acc>(a, [](float v, size_t) { return std::bit_cast<int32_t>(v); });

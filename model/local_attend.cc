@@ -185,9 +185,10 @@ class LocalAttention::Worker {
         own_(buffers()),
         walk_({task.segment->kv, site.layer, site.j * c_.latent() * of.value_bytes(), of.span_},
               task.chosen, task.segment->position + task.first + task.count),
-        rows_(task.count * c_.heads),
-        widens_(rows_ > kMostLanes || c_.kv_lora % kMostLanes != 0),
-        first_row_(static_cast<size_t>(task.segment->row + task.first) * c_.heads),
+        heads_(task.heads),
+        rows_(task.count * heads_),
+        widens_(rows_ > kMostLanes || c_.kv_lora % kMostLanes != 0 || c_.latent() % 2 != 0),
+        first_row_(static_cast<size_t>(task.segment->row + task.first) * c_.heads + task.head),
         s_(s) {}
 
   void run() {
@@ -221,7 +222,7 @@ class LocalAttention::Worker {
     return std::min(kMostLanes, rows_ - group * kMostLanes);
   }
   uint32_t position_of(uint32_t row) const {
-    return task_.segment->position + task_.first + row / c_.heads;
+    return task_.segment->position + task_.first + row / heads_;
   }
   const float* queries(uint32_t group) const {
     return own_.queries.as<float>() + static_cast<size_t>(group) * kMostLanes * c_.latent();
@@ -281,8 +282,7 @@ class LocalAttention::Worker {
     softmax_tile(scores, most, width, ragged ? seen : nullptr, of_.sigma_, state);
     for (uint32_t lane = 0; lane < used;) {
       const uint32_t n = visible(first + lane, tile);
-      uint32_t end =
-          ragged ? std::min(used, ((first + lane) / c_.heads + 1) * c_.heads - first) : used;
+      uint32_t end = ragged ? std::min(used, ((first + lane) / heads_ + 1) * heads_ - first) : used;
       if (n > 0) {
         weigh_tile({.first = lane,
                     .count = end - lane,
@@ -301,11 +301,31 @@ class LocalAttention::Worker {
   const AttentionTask& task_;
   Buffers& own_;
   TileWalk walk_;
+  const uint32_t heads_;
   const uint32_t rows_;  // queries · heads
   const bool widens_;    // each tile once, for several groups
   const size_t first_row_;
   AttentionScratch& s_;
 };
+
+// Where queries are fewer than threads, as when one sequence decodes, their heads go to several.
+void LocalAttention::split_heads(std::vector<AttentionTask>& tasks) const {
+  constexpr uint32_t kFewest = 4;  // lanes of the narrowest group
+  const uint32_t threads = compute_.threads.threads();
+  if (tasks.empty() || tasks.size() >= threads) return;
+  const auto parts = static_cast<uint32_t>((threads + tasks.size() - 1) / tasks.size());
+  const uint32_t part = ((config_.heads + parts - 1) / parts + kFewest - 1) / kFewest * kFewest;
+  const size_t whole = tasks.size();
+  for (size_t i = 0; i < whole; ++i) {
+    if (tasks[i].count > 1) continue;
+    for (uint32_t head = part; head < config_.heads; head += part) {
+      tasks.push_back(tasks[i]);
+      tasks.back().head = head;
+      tasks.back().heads = std::min(part, config_.heads - head);
+    }
+    tasks[i].heads = std::min(part, config_.heads);
+  }
+}
 
 void LocalAttention::attend_rows(const AttentionSite& site, const Pass& pass,
                                  AttentionScratch& s) const {
@@ -319,10 +339,11 @@ void LocalAttention::attend_rows(const AttentionSite& site, const Pass& pass,
       while (chosen.empty() && count < group && i + count < segment.count &&
              s.chosen[segment.row + i + count].empty())
         ++count;
-      s.tasks.push_back({&segment, i, count, chosen});
+      s.tasks.push_back({&segment, i, count, /*head=*/0, config_.heads, chosen});
       i += count;
     }
   }
+  split_heads(s.tasks);
   // The longest come last in a segment: they start first.
   std::reverse(s.tasks.begin(), s.tasks.end());
   compute_.threads.run(static_cast<uint32_t>(s.tasks.size()),

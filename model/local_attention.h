@@ -46,10 +46,11 @@ enum class Positions : uint8_t {
 };
 
 // Queries [first, first + count) of a segment over all positions up to their own, or one query over
-// its chosen set.
+// its chosen set; of one query perhaps some heads only.
 struct AttentionTask {
   const Segment* segment = nullptr;
   uint32_t first = 0, count = 0;
+  uint32_t head = 0, heads = 0;
   std::span<const uint32_t> chosen;
 };
 
@@ -101,6 +102,7 @@ class LocalAttention {
   void write_rows(const AttentionSite& site, const Pass& pass, AttentionScratch& s) const;
   void project_values(const AttentionSite& site, Pass& pass, AttentionScratch& s) const;
 
+  void split_heads(std::vector<AttentionTask>& tasks) const;
   void attend_rows(const AttentionSite& site, const Pass& pass, AttentionScratch& s) const;
 
   void write_values(const float* values, uint32_t n, std::byte* to) const;

@@ -59,6 +59,8 @@ class PackedMatrix {
   const float* scales() const { return scales_.as<float>(); }
   // Integer: Σ over outputs of the codes of input k, modulo 2³².  [inputs]
   std::span<const uint32_t> code_sums() const { return code_sums_; }
+  // The same in 16 bits, empty where one does not fit.
+  std::span<const int16_t> narrow_code_sums() const { return narrow_code_sums_; }
   // Integer: Σ of the bits of the scales, modulo 2³².
   uint32_t scale_sum() const { return scale_sum_; }
   // Integer: whether codes and scales are still those of the checksums.
@@ -85,12 +87,14 @@ class PackedMatrix {
   void reserve_codes();
   void seal_codes();
   std::vector<uint32_t> sum_codes() const;
+  static std::vector<int16_t> narrowed(const std::vector<uint32_t>& sums);
   uint32_t sum_scales() const;
 
   AlignedBuffer buffer_, scales_;
   WeightFormat format_ = WeightFormat::kF32;
   uint32_t outputs_ = 0, inputs_ = 0, group_ = 0;
   std::vector<uint32_t> code_sums_;
+  std::vector<int16_t> narrow_code_sums_;
   uint32_t scale_sum_ = 0;
   AlignedBuffer checks_;  // floats: for each block its sums, then its bounds
   uint64_t digest_ = 0;   // floats: of weights and checksums

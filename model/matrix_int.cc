@@ -98,13 +98,24 @@ uint32_t PackedMatrix::sum_scales() const {
   return sum;
 }
 
+std::vector<int16_t> PackedMatrix::narrowed(const std::vector<uint32_t>& sums) {
+  std::vector<int16_t> narrow(sums.size());
+  for (size_t k = 0; k < sums.size(); ++k) {
+    narrow[k] = static_cast<int16_t>(sums[k]);
+    if (static_cast<uint32_t>(int32_t{narrow[k]}) != sums[k]) return {};
+  }
+  return narrow;
+}
+
 void PackedMatrix::seal_codes() {
   code_sums_ = sum_codes();
+  narrow_code_sums_ = narrowed(code_sums_);
   scale_sum_ = sum_scales();
 }
 
 bool PackedMatrix::codes_intact() const {
-  return sum_codes() == code_sums_ && sum_scales() == scale_sum_;
+  return sum_codes() == code_sums_ && narrowed(code_sums_) == narrow_code_sums_ &&
+         sum_scales() == scale_sum_;
 }
 
 }  // namespace model

@@ -106,9 +106,9 @@ void IntRegion::quantise_rows(const Input& input, size_t index, uint32_t begin, 
   for (const Item& item : items_) {
     if (item.input != index) continue;
     uint32_t* expected = expected_.data() + item.expected + begin;
-    kernels_.expect(rows, item.w->code_sums(), expected);
+    kernels_.expect(rows, *item.w, expected);
     if (item.up == nullptr) continue;
-    kernels_.expect(rows, item.up->code_sums(), up.data());
+    kernels_.expect(rows, *item.up, up.data());
     for (uint32_t r = 0; r < count; ++r) expected[r] += up[r];
   }
 }
@@ -152,10 +152,14 @@ void IntRegion::multiply(const Item& item, const CodeRows& rows, uint32_t panel,
   const size_t width = size_t{count} * kPanel;
   float* const gate = scratch_of(rows.rows * width);
   float* const up = gate + rows.rows * width;
-  kernels_.multiply(w, rows, gate, width, checks);
-  kernels_.multiply(panels_of_codes(*item.up, panel, count), rows, up, width, checks);
-  for (size_t r = 0; r < rows.rows; ++r)
-    silu_multiply({gate + r * width, w.outputs}, {up + r * width, w.outputs}, y + r * y_stride);
+  const IntChecks halves{checks.rows, checks.scales, nullptr};
+  kernels_.multiply(w, rows, gate, width, halves);
+  kernels_.multiply(panels_of_codes(*item.up, panel, count), rows, up, width, halves);
+  for (size_t r = 0; r < rows.rows; ++r) {
+    float* const to = y + r * y_stride;
+    silu_multiply({gate + r * width, w.outputs}, {up + r * width, w.outputs}, to);
+    if (checks) checks.bits[r] += kernels_.bits({to, w.outputs});
+  }
 }
 
 void IntRegion::run(uint32_t task) {
@@ -169,12 +173,10 @@ void IntRegion::run(uint32_t task) {
   const size_t slot = item.checks + size_t{task - item.task} * rows.rows;
   float* const y = item.y + size_t{panel} * kPanel;
   IntChecks checks;
-  if (verify) checks = {checks_.data() + slot, scales_.data() + item.scales + task - item.task};
+  if (verify)
+    checks = {checks_.data() + slot, scales_.data() + item.scales + task - item.task,
+              bits_.data() + slot};
   multiply(item, rows, panel, count, y, item.y_stride, checks);
-  if (!verify) return;
-  const uint32_t outputs = std::min(item.w->outputs() - panel * kPanel, count * kPanel);
-  for (size_t r = 0; r < rows.rows; ++r)
-    bits_[slot + r] = kernels_.bits({y + r * item.y_stride, outputs});
 }
 
 uint32_t IntRegion::scale_sum(const Item& item) const {
@@ -198,12 +200,11 @@ void IntRegion::repair(const Item& item, uint32_t row) {
   CodeBuffer buffer;
   const CodeRows& again = buffer.resize(1, input.rows.inputs);
   kernels_.quantise(input.x + row * input.stride, input.stride, again);
-  uint32_t expected = 0, up = 0, sum = 0, scales = 0;
-  kernels_.expect(again, item.w->code_sums(), &expected);
-  if (item.up != nullptr) kernels_.expect(again, item.up->code_sums(), &up);
+  uint32_t expected = 0, up = 0, sum = 0, scales = 0, bits = 0;
+  kernels_.expect(again, *item.w, &expected);
+  if (item.up != nullptr) kernels_.expect(again, *item.up, &up);
   float* const y = item.y + row * item.y_stride;
-  multiply(item, again, 0, item.w->panels(), y, item.y_stride, {&sum, &scales});
-  const uint32_t bits = kernels_.bits({y, item.w->outputs()});
+  multiply(item, again, 0, item.w->panels(), y, item.y_stride, {&sum, &scales, &bits});
   compute_.integrity.apply_fault(*item.w, row, y);
   if (sum == expected + up && scales == scale_sum(item) &&
       bits == kernels_.bits({y, item.w->outputs()})) {

@@ -1,7 +1,7 @@
-// Compiled once per instruction set (foreach_target); the exported function at the end chooses at
-// run time.
+// The indexer's kernels: scores of keys, choice of the highest. Compiled once per instruction set
+// (foreach_target); the exported function at the end chooses at run time.
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "model/kernels_select.cc"
+#define HWY_TARGET_INCLUDE "model/kernels_index.cc"
 #include "model/kernel_targets.h"
 // after the targets
 #include <hwy/foreach_target.h>
@@ -13,14 +13,85 @@
 #include <functional>
 #include <vector>
 
+#include "model/kernels-inl.h"
 #include "model/kernels_attention.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace model::HWY_NAMESPACE {
 
-namespace hn = hwy::HWY_NAMESPACE;
 using Du = hn::ScalableTag<uint32_t>;
 using Vu = hn::Vec<Du>;
+
+constexpr bool kManyRegisters = HWY_MAX_BYTES == 64 || HWY_ARCH_ARM;
+
+// --- index scores
+
+// Values [begin, end) of kHeads queries against kColumns vectors of positions.
+template <size_t kHeads, size_t kColumns, class K>
+HWY_INLINE void match_segment(const IndexQuery& query, size_t head, const K* panel, size_t begin,
+                              size_t end, V* sum) {
+  const D d;
+  V acc[kHeads * kColumns];
+  for (V& a : acc) a = hn::Zero(d);
+  for (size_t k = begin; k < end; ++k) {
+    V key[kColumns];
+    for (size_t c = 0; c < kColumns; ++c) key[c] = load_weights(panel + k * kKeyPanel + c * kWidth);
+    for (size_t h = 0; h < kHeads; ++h) {
+      const V value = hn::Set(d, query.q[(head + h) * query.dim + k]);
+      for (size_t c = 0; c < kColumns; ++c)
+        acc[h * kColumns + c] = fused(value, key[c], acc[h * kColumns + c]);
+    }
+  }
+  for (size_t i = 0; i < kHeads * kColumns; ++i) sum[i] = acc[i];
+}
+
+// kHeads heads over kColumns vectors of positions, weighed into acc.
+template <size_t kHeads, size_t kColumns, class K>
+HWY_INLINE void score_heads(const IndexQuery& query, size_t head, const K* panel, V* acc) {
+  const D d;
+  V total[kHeads * kColumns];
+  match_segment<kHeads, kColumns>(query, head, panel, 0, std::min<size_t>(kDotSegment, query.dim),
+                                  total);
+  if (query.dim > kDotSegment) {
+    V sum[kHeads * kColumns];
+    match_segment<kHeads, kColumns>(query, head, panel, kDotSegment, query.dim, sum);
+    for (size_t i = 0; i < kHeads * kColumns; ++i) total[i] = hn::Add(total[i], sum[i]);
+  }
+  for (size_t h = 0; h < kHeads; ++h) {
+    const V weight = hn::Set(d, query.w[head + h]);
+    for (size_t c = 0; c < kColumns; ++c) {
+      const V dot = total[h * kColumns + c];
+      // max(dot, 0) that lets NaN through
+      const V kept = hn::IfThenElse(hn::Lt(dot, hn::Zero(d)), hn::Zero(d), dot);
+      acc[c] = fused(weight, kept, acc[c]);
+    }
+  }
+}
+
+template <class K>
+void score_panel(const IndexQuery& query, const K* panel, float* out) {
+  constexpr size_t kColumns = kManyRegisters ? 4 : 2;
+  constexpr size_t kHeads = 4;
+  const D d;
+  for (size_t at = 0; at < kKeyPanel; at += kColumns * kWidth) {
+    V acc[kColumns];
+    for (V& a : acc) a = hn::Zero(d);
+    size_t head = 0;
+    for (; head + kHeads <= query.heads; head += kHeads)
+      score_heads<kHeads, kColumns>(query, head, panel + at, acc);
+    for (; head < query.heads; ++head) score_heads<1, kColumns>(query, head, panel + at, acc);
+    for (size_t c = 0; c < kColumns; ++c) hn::StoreU(acc[c], d, out + at + c * kWidth);
+  }
+}
+
+void ScoreKeysF32(const IndexQuery& query, const float* panel, float* out) {
+  score_panel(query, panel, out);
+}
+void ScoreKeysBf16(const IndexQuery& query, const uint16_t* panel, float* out) {
+  score_panel(query, panel, out);
+}
+
+// --- the highest
 
 // Integers that order as the floats do, −0 and +0 alike, NaN above all; the last vector is filled
 // up with zeros, which are below every key but are never counted.
@@ -143,7 +214,16 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace model {
 
+HWY_EXPORT(ScoreKeysF32);
+HWY_EXPORT(ScoreKeysBf16);
 HWY_EXPORT(SelectHighest);
+
+void score_keys(const IndexQuery& query, const float* panel, float* out) {
+  HWY_DYNAMIC_DISPATCH(ScoreKeysF32)(query, panel, out);
+}
+void score_keys(const IndexQuery& query, const uint16_t* panel, float* out) {
+  HWY_DYNAMIC_DISPATCH(ScoreKeysBf16)(query, panel, out);
+}
 
 void select_highest_fast(std::span<const float> values, size_t need, std::vector<uint32_t>& out) {
   constexpr size_t kFew = 256;
