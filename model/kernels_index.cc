@@ -93,6 +93,33 @@ void ScoreKeysBf16(const IndexQuery& query, const uint16_t* panel, float* out) {
 
 // --- the highest
 
+#if HWY_TARGET == HWY_AVX2
+// Lanes in front, by mask. hn::Compress has the same table, but g++ 12 copies it to the stack at
+// every use.
+constexpr auto kPackedLanes = [] {
+  std::array<std::array<int32_t, 8>, 256> table{};
+  for (size_t mask = 0; mask < 256; ++mask) {
+    size_t n = 0;
+    for (int32_t lane = 0; lane < 8; ++lane)
+      if ((mask >> lane & 1) != 0) table[mask][n++] = lane;
+  }
+  return table;
+}();
+#endif
+
+// The lanes of the mask in front; what follows them is left open.
+template <class M>
+HWY_INLINE Vu packed(Vu v, M mask) {
+#if HWY_TARGET == HWY_AVX2
+  const Du d;
+  uint8_t bits[8] = {};
+  hn::StoreMaskBits(d, mask, bits);
+  return hn::TableLookupLanes(v, hn::SetTableIndices(d, kPackedLanes[bits[0]].data()));
+#else
+  return hn::Compress(v, mask);
+#endif
+}
+
 // Integers that order as the floats do, −0 and +0 alike, NaN above all; the last vector is filled
 // up with zeros, which are below every key but are never counted.
 void order_keys(std::span<const float> values, uint32_t* keys) {
@@ -128,7 +155,7 @@ size_t take_between(const uint32_t* keys, size_t n, uint32_t low, uint32_t high,
     const auto over = hn::And(exists, hn::Gt(key, most));
     const auto inside = hn::AndNot(hn::Gt(least, key), hn::AndNot(over, exists));
     over_all += hn::CountTrue(d, over);
-    hn::StoreU(hn::Compress(key, inside), d, to + taken);
+    hn::StoreU(packed(key, inside), d, to + taken);
     taken += hn::CountTrue(d, inside);
   };
   const auto all = hn::FirstN(d, width);
@@ -152,7 +179,7 @@ size_t take_indices(const uint32_t* keys, size_t n, uint32_t limit, size_t equal
     const auto equal = hn::And(hn::Eq(key, least), hn::Gt(end, index));
     const auto wanted = hn::And(exists, hn::Or(hn::Gt(key, least), equal));
     if (hn::AllFalse(d, wanted)) return;
-    hn::StoreU(hn::Compress(index, wanted), d, to + taken);
+    hn::StoreU(packed(index, wanted), d, to + taken);
     taken += hn::CountTrue(d, wanted);
   };
   const auto all = hn::FirstN(d, width);
