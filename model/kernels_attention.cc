@@ -75,8 +75,8 @@ class Widened {
   explicit Widened(const Tile& tile) : tile_(tile.widened) {}
   template <class G>
   static constexpr size_t kRows = G::kPositions;
-  // n values of a segment of the rows from s on.
-  template <class G>
+  // n values of a segment of kBlock rows from s on.
+  template <class G, size_t kBlock>
   void score(size_t s, size_t segment, const float* queries, size_t n, float* out) const;
   // A vector of row s. column: of the segment
   V at(size_t s, size_t segment, size_t column) const {
@@ -96,7 +96,7 @@ class AsCached {
   explicit AsCached(const Tile& tile) : rows_(tile.rows) {}
   template <class G>
   static constexpr size_t kRows = sizeof(K) == 2 ? G::kPairPositions : G::kPositions;
-  template <class G>
+  template <class G, size_t kBlock>
   void score(size_t s, size_t segment, const float* queries, size_t n, float* out) const;
   V at(size_t s, size_t segment, size_t column) const {
     return load_weights(row(s, segment) + column);
@@ -173,57 +173,69 @@ HWY_INLINE void fetch_rows(const CachedRows& next, size_t begin, size_t count) {
   }
 }
 
-template <class G>
+template <class G, size_t kBlock>
 void Widened::score(size_t s, size_t segment, const float* queries, size_t n, float* out) const {
   const float* from = row(s, segment);
-  score_values<G, kRows<G>>(
-      [from](size_t r, size_t k) HWY_ATTR { return from[r * kTileStride + k]; }, queries, n, out);
+  score_values<G, kBlock>([from](size_t r, size_t k) HWY_ATTR { return from[r * kTileStride + k]; },
+                          queries, n, out);
 }
 
 template <class K>
-template <class G>
+template <class G, size_t kBlock>
 void AsCached<K>::score(size_t s, size_t segment, const float* queries, size_t n,
                         float* out) const {
-  const K* rows[kRows<G>];
-  for (size_t r = 0; r < kRows<G>; ++r)  // past the end: the last row again
+  const K* rows[kBlock];
+  for (size_t r = 0; r < kBlock; ++r)  // past the end: the last row again
     rows[r] = row(std::min<size_t>(s + r, rows_.n - 1), segment);
   if constexpr (sizeof(K) == 2) {
-    score_pairs<G, kRows<G>>(rows, queries, n, out);
+    score_pairs<G, kBlock>(rows, queries, n, out);
   } else {
-    score_values<G, kRows<G>>([&rows](size_t r, size_t k) HWY_ATTR { return rows[r][k]; }, queries,
-                              n, out);
+    score_values<G, kBlock>([&rows](size_t r, size_t k) HWY_ATTR { return rows[r][k]; }, queries, n,
+                            out);
+  }
+}
+
+// kBlock rows from s on: all segments, merged.
+template <class G, size_t kBlock, class Source>
+HWY_INLINE void score_block(const Source& source, size_t s, uint32_t width, const float* queries,
+                            float* out) {
+  const typename G::D d;
+  constexpr size_t kLanesOf = G::kWidth * G::kVectors;
+  constexpr size_t kSums = kBlock * kLanesOf;
+  const size_t segments = (width + kDotSegment - 1) / kDotSegment;
+  HWY_ALIGN float sums[kMostSegments][kSums];
+  for (size_t i = 0; i < segments; ++i) {
+    const size_t begin = i * kDotSegment;
+    const size_t values = std::min<size_t>(kDotSegment, width - begin);
+    source.template score<G, kBlock>(s, i, queries + begin * kLanesOf, values,
+                                     segments == 1 ? out : sums[i]);
+  }
+  for (size_t left = segments; left > 1; left = (left + 1) / 2) {
+    for (size_t i = 0; i < left; i += 2) {
+      float* to = left <= 2 ? out : sums[i / 2];
+      for (size_t at = 0; at < kSums; at += G::kWidth) {
+        const auto a = hn::Load(d, sums[i] + at);
+        hn::Store(i + 1 < left ? hn::Add(a, hn::Load(d, sums[i + 1] + at)) : a, d, to + at);
+      }
+    }
   }
 }
 
 template <class G, class Source>
 void score_group(const Tile& tile, uint32_t n, const float* queries, const CachedRows& next,
                  float* scores) {
-  const Source source(tile);
-  const typename G::D d;
   constexpr size_t kLanesOf = G::kWidth * G::kVectors;
-  constexpr size_t kRows = Source::template kRows<G>;
-  constexpr size_t kBlock = kRows * kLanesOf;
-  const uint32_t width = tile.rows.width;
-  const size_t segments = (width + kDotSegment - 1) / kDotSegment;
-  HWY_ALIGN float sums[kMostSegments][kBlock];
-  for (size_t s = 0; s < n; s += kRows) {
+  constexpr size_t kRows = Source::template kRows<G>, kFew = (kRows + 2) / 3;
+  const Source source(tile);
+  size_t s = 0;
+  // A short rest, as where a chosen set is thin, goes in smaller blocks.
+  for (; s + 2 * kFew < n; s += kRows) {
     fetch_rows(next, s, kRows);
-    float* out = scores + s * kLanesOf;
-    for (size_t i = 0; i < segments; ++i) {
-      const size_t begin = i * kDotSegment;
-      const size_t values = std::min<size_t>(kDotSegment, width - begin);
-      source.template score<G>(s, i, queries + begin * kLanesOf, values,
-                               segments == 1 ? out : sums[i]);
-    }
-    for (size_t left = segments; left > 1; left = (left + 1) / 2) {
-      for (size_t i = 0; i < left; i += 2) {
-        float* to = left <= 2 ? out : sums[i / 2];
-        for (size_t at = 0; at < kBlock; at += G::kWidth) {
-          const auto a = hn::Load(d, sums[i] + at);
-          hn::Store(i + 1 < left ? hn::Add(a, hn::Load(d, sums[i + 1] + at)) : a, d, to + at);
-        }
-      }
-    }
+    score_block<G, kRows>(source, s, tile.rows.width, queries, scores + s * kLanesOf);
+  }
+  for (; s < n; s += kFew) {
+    fetch_rows(next, s, kFew);
+    score_block<G, kFew>(source, s, tile.rows.width, queries, scores + s * kLanesOf);
   }
 }
 
@@ -376,6 +388,25 @@ void WeighTile(const WeighRows& shape, const Tile& tile, const float* p, const f
   weigh_from(shape, AsCached<float>(tile), p, alpha, o);
 }
 
+void MergeStates(uint32_t n, const RowStates& a, const RowStates& b, MergedRows& out) {
+  const D d;
+  MergedRows in_a = {}, in_b = {};
+  std::copy_n(a.m, n, in_a.m);
+  std::copy_n(a.l, n, in_a.l);
+  std::copy_n(b.m, n, in_b.m);
+  std::copy_n(b.l, n, in_b.l);
+  for (size_t i = 0; i < n; i += kWidth) {
+    const V am = hn::Load(d, in_a.m + i), bm = hn::Load(d, in_b.m + i);
+    const V m = hn::IfThenElse(hn::Lt(am, bm), bm, am);
+    const V ea = exp_vector(hn::Sub(am, m)), eb = exp_vector(hn::Sub(bm, m));
+    hn::Store(m, d, out.m + i);
+    hn::Store(ea, d, out.ea + i);
+    hn::Store(eb, d, out.eb + i);
+    hn::Store(fused(hn::Load(d, in_a.l + i), ea, hn::Mul(hn::Load(d, in_b.l + i), eb)), d,
+              out.l + i);
+  }
+}
+
 void MergeOutputs(const float* a, float ea, const float* b, float eb, size_t n, float* out) {
   const V wa = hn::Set(D(), ea), wb = hn::Set(D(), eb);
   map2(a, b, n, out, [wa, wb](V x, V y) HWY_ATTR { return fused(x, wa, hn::Mul(y, wb)); });
@@ -398,6 +429,7 @@ HWY_EXPORT(WidenTile);
 HWY_EXPORT(ScoreTile);
 HWY_EXPORT(SoftmaxTile);
 HWY_EXPORT(WeighTile);
+HWY_EXPORT(MergeStates);
 HWY_EXPORT(MergeOutputs);
 HWY_EXPORT(DivideOutputs);
 
@@ -415,6 +447,9 @@ void softmax_tile(float* scores, uint32_t n, uint32_t lanes, const float* visibl
 void weigh_tile(const WeighRows& shape, const Tile& tile, const float* p, const float* alpha,
                 float* o) {
   HWY_DYNAMIC_DISPATCH(WeighTile)(shape, tile, p, alpha, o);
+}
+void merge_states(uint32_t n, const RowStates& a, const RowStates& b, MergedRows& out) {
+  HWY_DYNAMIC_DISPATCH(MergeStates)(n, a, b, out);
 }
 void merge_outputs(const float* a, float ea, const float* b, float eb, size_t n, float* out) {
   HWY_DYNAMIC_DISPATCH(MergeOutputs)(a, ea, b, eb, n, out);

@@ -69,6 +69,19 @@ struct WeighRows {
 void weigh_tile(const WeighRows& shape, const Tile& tile, const float* p, const float* alpha,
                 float* o);
 
+// Rows with partials (m, l) in two subtrees of spans: m = max, l = fma(l_a, e_a, l_b · e_b) with
+// e = exp(own m − m), which the outputs are merged by.  n ≤ 16
+struct RowStates {
+  const float* m = nullptr;
+  const float* l = nullptr;
+};
+struct MergedRows {
+  alignas(64) float m[kMostLanes];
+  alignas(64) float l[kMostLanes];
+  alignas(64) float ea[kMostLanes];
+  alignas(64) float eb[kMostLanes];
+};
+void merge_states(uint32_t n, const RowStates& a, const RowStates& b, MergedRows& out);
 // out[i] = fma(a[i], ea, b[i] · eb).  out may be a or b
 void merge_outputs(const float* a, float ea, const float* b, float eb, size_t n, float* out);
 // out[i] = o[i] / l

@@ -171,26 +171,22 @@ constexpr size_t panels_at_once(size_t rows) {
   return rows <= (sizeof(W) == 4 ? 3 : 2) ? 2 : 1;
 }
 
-// Panels [begin, end) for one of `slices` groups of rows. While a group computes it fetches its
-// slice of as many panels after them. 0 slices: nothing is fetched.
+// Panels [begin, end) for a group of rows. While it computes it fetches, from `fetch_from` bytes
+// into each of as many panels after them, `fetch_lines` for each kChunk inputs; 0: nothing.
 struct Range {
   size_t begin, end;
-  uint32_t slice = 0, slices = 0;
+  size_t fetch_from = 0, fetch_lines = 0;
 };
 
 template <size_t kCount, class W>
 Ahead<kCount> ahead_of(const Panels& m, const Range& range, size_t panel) {
   Ahead<kCount> ahead;
-  if (range.slices == 0) return ahead;
   const size_t bytes = panel_elements(m.inputs, sizeof(W)) * sizeof(W);
-  const size_t last = (m.outputs + kPanel - 1) / kPanel + m.following - 1;
+  const size_t panels = (m.outputs + kPanel - 1) / kPanel + m.following;
   const size_t next = panel + (range.end - range.begin);
-  if (next + kCount - 1 > last) return ahead;
-  constexpr size_t kLines = kChunk * kPanel * sizeof(W) / kLine;
-  ahead.lines = (kLines + range.slices - 1) / range.slices;
+  if (next + kCount <= panels) ahead.lines = range.fetch_lines;
   for (size_t i = 0; i < kCount; ++i)
-    ahead.at[i] = static_cast<const char*>(m.data) + (next + i) * bytes +
-                  range.slice * (bytes / range.slices);
+    ahead.at[i] = static_cast<const char*>(m.data) + (next + i) * bytes + range.fetch_from;
   return ahead;
 }
 
@@ -237,11 +233,14 @@ void multiply_all(const Panels& m, const float* x, size_t x_stride, uint32_t row
   const size_t panels = (m.outputs + kPanel - 1) / kPanel;
   const bool streamed = rows <= kStreamedRows<W>;
   const size_t at_once = streamed ? panels : 2;
+  // A group fetches its share of the next two panels.
+  const size_t share = panel_elements(m.inputs, sizeof(W)) * sizeof(W) / groups;
+  const size_t lines = streamed ? 0 : (kChunk * kPanel * sizeof(W) / kLine + groups - 1) / groups;
   for (size_t p = 0; p < panels; p += at_once) {
-    Range range{p, std::min(p + at_once, panels), 0, streamed ? 0 : groups};
+    Range range{p, std::min(p + at_once, panels), 0, lines};
     uint32_t r = 0;
-    for (; range.slice < groups; ++range.slice) {
-      const uint32_t count = rows / groups + (range.slice < rows % groups ? 1 : 0);
+    for (uint32_t g = 0; g < groups; ++g, range.fetch_from += share) {
+      const uint32_t count = rows / groups + (g < rows % groups ? 1 : 0);
       kBlocks[count - 1](m, range, x + r * x_stride, x_stride, y + r * y_stride, y_stride);
       r += count;
     }

@@ -155,9 +155,10 @@ bool rows_intact(const CodeRows& x) {
   for (uint32_t r = 0; r < x.rows; ++r) {
     const int8_t* codes = x.codes + r * x.stride;
     const int32_t* sums = x.sums + size_t{r} * x.units();
-    int32_t left = 0;
-    for (size_t k = 0; k < size_t{x.units()} * kCodeUnit; ++k) left += codes[k];
-    for (size_t u = 0; u < x.units(); ++u) left -= sums[u];
+    int32_t added = 0;  // at most 127 · inputs
+    for (size_t k = 0; k < size_t{x.units()} * kCodeUnit; ++k) added += codes[k];
+    uint32_t left = static_cast<uint32_t>(added);  // flipped sums may be anything: modulo 2³²
+    for (size_t u = 0; u < x.units(); ++u) left -= static_cast<uint32_t>(sums[u]);
     intact = intact && left == 0;
   }
   return intact;
@@ -287,9 +288,11 @@ const IntKernels* vnni() {
 
 const IntKernels& int_kernels() {
   const IntKernels* const plain = HWY_DYNAMIC_DISPATCH(Plain)();
-  const bool wide = (hwy::SupportedTargets() & HWY_AVX3) != 0;
-  const IntKernels* const best = wide ? vnni() : nullptr;
-  return best != nullptr ? *best : *plain;
+#if HWY_TARGETS & HWY_AVX3
+  // Not hwy::SupportedTargets(): it asks the CPU, 20 µs and more in a virtual machine.
+  if (plain == N_AVX3::Plain() && vnni() != nullptr) return *vnni();
+#endif
+  return *plain;
 }
 
 std::vector<const IntKernels*> all_int_kernels() {

@@ -18,7 +18,11 @@ struct Simd512 {
   static HWY_INLINE Sum convert(Acc v) { return _mm512_cvtepi32_ps(v); }
   static HWY_INLINE Acc bits(Sum v) { return _mm512_castps_si512(v); }
   static HWY_INLINE uint32_t total(Acc v) {
-    return static_cast<uint32_t>(_mm512_reduce_add_epi32(v));
+    alignas(64) uint32_t lanes[kOutputs];  // _mm512_reduce_add_epi32 adds signed: may overflow
+    _mm512_store_si512(lanes, v);
+    uint32_t sum = 0;
+    for (const uint32_t lane : lanes) sum += lane;
+    return sum;
   }
   static HWY_INLINE Sum load(const float* at) { return _mm512_load_ps(at); }
   static HWY_INLINE void store(Sum v, float* at) { _mm512_store_ps(at, v); }

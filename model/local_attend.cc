@@ -16,9 +16,12 @@ uint32_t most_rows(uint32_t kv_lora) { return kv_lora > 256 ? 64 : 128; }
 // Positions attended together: consecutive ones, or some of a chosen set; all of one span.
 struct Stretch {
   uint32_t span = 0;
-  uint32_t begin = 0;  // first position
-  uint32_t n = 0;      // 0: there is none
-  const std::byte* rows[kTile];
+  uint32_t begin = 0;                      // first position
+  uint32_t n = 0;                          // 0: there is none
+  const std::byte* const* rows = nullptr;  // [n]
+  // Rows a tile's length further on: worth fetching now.
+  const std::byte* const* ahead = nullptr;
+  uint32_t ahead_n = 0;
 };
 
 // The tiles of the positions that a task attends, in order.
@@ -31,25 +34,53 @@ class TileWalk {
     uint32_t span = 0;  // positions of one
   };
   // chosen: empty for all positions before `end`.
-  TileWalk(const Cache& cache, std::span<const uint32_t> chosen, uint32_t end)
-      : cache_(cache), chosen_(chosen), end_(end) {}
+  void start(const Cache& cache, std::span<const uint32_t> chosen, uint32_t end) {
+    cache_ = cache;
+    chosen_ = chosen;
+    total_ = chosen.empty() ? end : static_cast<uint32_t>(chosen.size());
+    at_ = 0;
+    rows_.resize(chosen.empty() ? 2 * kTile : chosen.size());
+    for (uint32_t i = 0; i < chosen.size(); ++i) rows_[i] = row(chosen[i]);
+    if (chosen.empty()) fill(0);
+  }
 
-  void next(Stretch& tile) {
-    const uint32_t total = chosen_.empty() ? end_ : static_cast<uint32_t>(chosen_.size());
-    tile.n = 0;
-    if (at_ >= total) return;
-    tile.begin = position(at_);
+  Stretch next() {
+    Stretch tile;
+    if (at_ >= total_) return tile;
+    tile.begin = chosen_.empty() ? at_ : chosen_[at_];
     tile.span = tile.begin / cache_.span;
-    for (; at_ < total && tile.n < kTile && position(at_) / cache_.span == tile.span; ++at_)
-      tile.rows[tile.n++] = cache_.kv.row(cache_.layer, position(at_)) + cache_.offset;
+    const uint64_t span_end = (uint64_t{tile.span} + 1) * cache_.span;
+    if (chosen_.empty()) {
+      tile.n = static_cast<uint32_t>(std::min<uint64_t>({kTile, span_end - at_, total_ - at_}));
+      tile.rows = rows_.data() + half_;
+      half_ = kTile - half_;
+      fill(at_ + tile.n);
+      tile.ahead = rows_.data() + half_;
+      tile.ahead_n = std::min(kTile, total_ - at_ - tile.n);
+    } else {
+      while (tile.n < kTile && at_ + tile.n < total_ && chosen_[at_ + tile.n] < span_end) ++tile.n;
+      tile.rows = rows_.data() + at_;
+      const uint32_t ahead = std::min(at_ + kTile, total_);
+      tile.ahead = rows_.data() + ahead;
+      tile.ahead_n = std::min(tile.n, total_ - ahead);
+    }
+    at_ += tile.n;
+    return tile;
   }
 
  private:
-  uint32_t position(uint32_t i) const { return chosen_.empty() ? i : chosen_[i]; }
-  const Cache cache_;
-  const std::span<const uint32_t> chosen_;
-  const uint32_t end_;
-  uint32_t at_ = 0;
+  const std::byte* row(uint32_t position) const {
+    return cache_.kv.row(cache_.layer, position) + cache_.offset;
+  }
+  // The half of rows_ at hand ← those of positions from `begin` on.
+  void fill(uint32_t begin) {
+    for (uint32_t i = 0; i < kTile && begin + i < total_; ++i) rows_[half_ + i] = row(begin + i);
+  }
+
+  Cache cache_;
+  std::span<const uint32_t> chosen_;
+  uint32_t total_ = 0, at_ = 0, half_ = 0;
+  std::vector<const std::byte*> rows_;  // of all chosen positions, or of two tiles in turn
 };
 
 // Softmax partials of the rows of a task: those of the span at hand, and of whole subtrees of spans
@@ -130,24 +161,31 @@ class SpanTree {
   }
   // to ← a with b, a being the earlier; to may be either.
   void merge(const Level& a, const Level& b, Level& to) {
-    for (uint32_t r = 0; r < rows_; ++r) {
-      const float* ao = a.o.as<float>() + r * stride_;
-      const float* bo = b.o.as<float>() + r * stride_;
-      float* out = to.o.as<float>() + r * stride_;
-      if (a.empty[r] || b.empty[r]) {
-        const Level& one = a.empty[r] ? b : a;
-        if (&one != &to) std::copy_n(one.o.as<float>() + r * stride_, width_, out);
-        const float m = one.m[r], l = one.l[r];
-        const bool none = one.empty[r];
-        to.m[r] = m, to.l[r] = l, to.empty[r] = none;
-        continue;
-      }
-      const float m = std::max(a.m[r], b.m[r]);
-      const float ea = fixed_exp(a.m[r] - m), eb = fixed_exp(b.m[r] - m);
-      merge_outputs(ao, ea, bo, eb, width_, out);
-      to.l[r] = std::fma(a.l[r], ea, b.l[r] * eb);
-      to.m[r] = m;
+    for (uint32_t first = 0; first < rows_; first += kMostLanes) {
+      MergedRows merged;
+      const uint32_t n = std::min(kMostLanes, rows_ - first);
+      merge_states(n, {a.m.data() + first, a.l.data() + first},
+                   {b.m.data() + first, b.l.data() + first}, merged);
+      for (uint32_t i = 0; i < n; ++i) merge_row(first + i, i, merged, a, b, to);
     }
+  }
+  void merge_row(uint32_t row, uint32_t i, const MergedRows& merged, const Level& a, const Level& b,
+                 Level& to) {
+    const float* ao = a.o.as<float>() + row * stride_;
+    const float* bo = b.o.as<float>() + row * stride_;
+    float* out = to.o.as<float>() + row * stride_;
+    if (a.empty[row] || b.empty[row]) {
+      const Level& one = a.empty[row] ? b : a;
+      if (&one == &to) return;
+      if (!one.empty[row]) std::copy_n(one.o.as<float>() + row * stride_, width_, out);
+      to.m[row] = one.m[row];
+      to.l[row] = one.l[row];
+      to.empty[row] = one.empty[row];
+      return;
+    }
+    merge_outputs(ao, merged.ea[i], bo, merged.eb[i], width_, out);
+    to.m[row] = merged.m[i];
+    to.l[row] = merged.l[i];
   }
 
   uint32_t rows_ = 0, width_ = 0, spans_ = 0;
@@ -160,7 +198,7 @@ struct Buffers {
   AlignedBuffer tile, queries, scores;
   std::vector<GroupState> states;
   SpanTree tree;
-  Stretch tiles[2];
+  TileWalk walk;
 };
 Buffers& buffers() {
   thread_local Buffers own;
@@ -183,30 +221,27 @@ class LocalAttention::Worker {
         of_(of),
         task_(task),
         own_(buffers()),
-        walk_({task.segment->kv, site.layer, site.j * c_.latent() * of.value_bytes(), of.span_},
-              task.chosen, task.segment->position + task.first + task.count),
         heads_(task.heads),
         rows_(task.count * heads_),
         widens_(rows_ > kMostLanes || c_.kv_lora % kMostLanes != 0 || c_.latent() % 2 != 0),
         first_row_(static_cast<size_t>(task.segment->row + task.first) * c_.heads + task.head),
-        s_(s) {}
+        s_(s) {
+    own_.walk.start(
+        {task.segment->kv, site.layer, site.j * c_.latent() * of.value_bytes(), of.span_},
+        task.chosen, task.segment->position + task.first + task.count);
+  }
 
   void run() {
     pack_queries();
     own_.tree.start(rows_, c_.kv_lora);
     if (widens_) reserve(own_.tile, tile_floats(c_.latent()));
     reserve(own_.scores, kTileRows * kMostLanes);
-    Stretch* tile = &own_.tiles[0];
-    Stretch* next = &own_.tiles[1];
-    walk_.next(*tile);
-    while (tile->n > 0) {
-      const uint32_t span = tile->span;
+    for (Stretch tile = own_.walk.next(); tile.n > 0;) {
+      const uint32_t span = tile.span;
       begin_span(span);
-      for (; tile->n > 0 && tile->span == span; std::swap(tile, next)) {
-        walk_.next(*next);
-        if (widens_) widen_tile(cached(*tile), own_.tile.as<float>());
-        for (uint32_t group = 0; group < own_.states.size(); ++group)
-          take_tile(group, *tile, *next);
+      for (; tile.n > 0 && tile.span == span; tile = own_.walk.next()) {
+        if (widens_) widen_tile(cached(tile), own_.tile.as<float>());
+        for (uint32_t group = 0; group < own_.states.size(); ++group) take_tile(group, tile);
       }
       end_span(span);
     }
@@ -266,7 +301,7 @@ class LocalAttention::Worker {
     return end <= tile.begin ? 0 : std::min(tile.n, end - tile.begin);
   }
 
-  void take_tile(uint32_t group, const Stretch& tile, const Stretch& next) {
+  void take_tile(uint32_t group, const Stretch& tile) {
     const uint32_t first = group * kMostLanes, used = members(group), width = lanes(group);
     const uint32_t most = visible(first + used - 1, tile);
     if (most == 0) return;
@@ -274,8 +309,9 @@ class LocalAttention::Worker {
     float* scores = own_.scores.as<float>();
     GroupState& state = own_.states[group];
     const Tile values{cached(tile), widens_ ? own_.tile.as<float>() : nullptr};
-    score_tile(values, most, queries(group), width, group == 0 ? cached(next) : CachedRows{},
-               scores);
+    const CachedRows ahead{tile.ahead, group == 0 ? tile.ahead_n : 0, c_.latent(),
+                           values.rows.bf16};
+    score_tile(values, most, queries(group), width, ahead, scores);
     alignas(64) float seen[kMostLanes] = {};
     for (uint32_t lane = 0; ragged && lane < used; ++lane)
       seen[lane] = static_cast<float>(visible(first + lane, tile));
@@ -300,7 +336,6 @@ class LocalAttention::Worker {
   const LocalAttention& of_;
   const AttentionTask& task_;
   Buffers& own_;
-  TileWalk walk_;
   const uint32_t heads_;
   const uint32_t rows_;  // queries · heads
   const bool widens_;    // each tile once, for several groups

@@ -44,6 +44,11 @@ void choose_flat(const IndexerConfig& config, std::span<const float> scores,
   for (uint32_t p = forced.local_begin; p < forced.local_end; ++p) out.push_back(p);
 }
 
+void fetch_ahead(const std::byte* from, size_t bytes) {
+  constexpr size_t kLine = 64;
+  for (size_t at = 0; at < bytes; at += kLine) __builtin_prefetch(from + at);
+}
+
 uint32_t panels_of(uint32_t blocks) { return (blocks + kKeyPanel - 1) / kKeyPanel; }
 
 }  // namespace
@@ -315,9 +320,12 @@ void LocalIndex::choose_among(uint32_t layer, const IndexQueries& queries, const
 
   const size_t scored = own.blocks.size() * kBlockTokens;
   if (own.fine.size() < scored) own.fine.resize(scored);
-  for (size_t i = 0; i < own.blocks.size(); ++i)
+  for (size_t i = 0; i < own.blocks.size(); ++i) {
+    if (i + 1 < own.blocks.size())
+      fetch_ahead(panel(layer, s, sequence, own.blocks[i + 1]), panel_bytes());
     score_block(layer, queries, s, sequence, row, own.blocks[i],
                 own.fine.data() + i * kBlockTokens);
+  }
   // Scores of the positions between the forced ones: a run, since sinks come first, locals last.
   const size_t begin = std::min<size_t>(forced.sink_end, scored);
   size_t end = split ? scored - kBlockTokens + forced.local_begin % kBlockTokens : scored;
