@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 
+#include "base/check.h"
 #include "base/cluster_config.h"
 
 namespace model {
@@ -10,6 +12,29 @@ namespace model {
 void Engine::final_norm(const Pass& pass, std::span<const uint32_t> rows, std::vector<float>& out) {
   std::vector<float> logits(rows.size() * shape().vocab);
   head(pass, rows, logits, &out);
+}
+
+void Engine::routed_experts(uint32_t layer, Pass& pass) {
+  RoutedPairs pairs;
+  pairs.take(pass, shape());
+  const size_t hidden = shape().hidden;
+  std::vector<float> out(pairs.slots.size() * hidden);
+  experts(layer, pass.x, pairs.rows, pairs.experts, out);
+  for (size_t i = 0; i < pairs.slots.size(); ++i)
+    std::copy_n(out.data() + i * hidden, hidden, pass.expert_out.data() + pairs.slots[i] * hidden);
+}
+
+void RoutedPairs::take(const Pass& pass, const Shape& shape) {
+  CHECK(pass.rows() <= std::numeric_limits<uint16_t>::max(), "a pass of {} rows", pass.rows());
+  rows.clear();
+  experts.clear();
+  slots.clear();
+  for (uint32_t slot = 0; slot < pass.rows() * shape.topk; ++slot) {
+    if (pass.expert_ids[slot] >= shape.experts) continue;
+    rows.push_back(static_cast<uint16_t>(slot / shape.topk));
+    experts.push_back(static_cast<uint16_t>(pass.expert_ids[slot]));
+    slots.push_back(slot);
+  }
 }
 
 EngineOptions engine_options(const base::ClusterConfig& config) {

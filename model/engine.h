@@ -130,6 +130,8 @@ class Engine {
   // ids < shape().experts
   virtual void experts(uint32_t layer, std::span<const float> x, std::span<const uint16_t> rows,
                        std::span<const uint16_t> experts, std::span<float> out) = 0;
+  // expert_out of every pair of the pass with an expert id < shape().experts, as route() left them.
+  virtual void routed_experts(uint32_t layer, Pass& pass);
   // h += Σ_k weight_k · out_k in ascending expert id, then the identity term (Σ identity weights) ·
   // x.
   virtual void combine(uint32_t layer, Pass& pass) = 0;
@@ -165,6 +167,13 @@ class Engine {
   virtual void prepare_experts(LayerRange layers, std::span<const uint16_t> experts) {
     (void)layers, (void)experts;
   }
+};
+
+// The pairs (row, expert id < shape().experts) of a pass, by row.
+struct RoutedPairs {
+  std::vector<uint16_t> rows, experts;
+  std::vector<uint32_t> slots;  // in pass.expert_out
+  void take(const Pass& pass, const Shape& shape);
 };
 
 // NaN or infinity in logits: never sampled. True if all are finite.

@@ -1,10 +1,5 @@
 #include "model/forward.h"
 
-#include <algorithm>
-#include <limits>
-
-#include "base/check.h"
-
 namespace model {
 
 namespace {
@@ -70,30 +65,8 @@ base::Task<void> InlineSite::compute(std::function<void()> job, uint32_t rows) {
 }
 
 base::Task<bool> InlineSite::run_experts(uint32_t layer, Pass& pass) {
-  run_all_experts(engine_, layer, pass);
+  engine_.routed_experts(layer, pass);
   co_return true;
-}
-
-void run_all_experts(Engine& engine, uint32_t layer, Pass& pass) {
-  const Shape& shape = engine.shape();
-  CHECK(pass.rows() <= std::numeric_limits<uint16_t>::max(), "a pass of {} rows", pass.rows());
-  std::vector<uint16_t> rows, experts;
-  std::vector<size_t> slots;  // of each pair in expert_out
-  for (uint32_t row = 0; row < pass.rows(); ++row) {
-    for (uint32_t k = 0; k < shape.topk; ++k) {
-      const size_t slot = static_cast<size_t>(row) * shape.topk + k;
-      if (pass.expert_ids[slot] >= shape.experts) continue;
-      rows.push_back(static_cast<uint16_t>(row));
-      experts.push_back(static_cast<uint16_t>(pass.expert_ids[slot]));
-      slots.push_back(slot);
-    }
-  }
-  std::vector<float> out(slots.size() * shape.hidden);
-  engine.experts(layer, pass.x, rows, experts, out);
-  for (size_t i = 0; i < slots.size(); ++i) {
-    std::copy_n(out.data() + i * shape.hidden, shape.hidden,
-                pass.expert_out.data() + slots[i] * shape.hidden);
-  }
 }
 
 }  // namespace model

@@ -43,8 +43,6 @@ class InlineSite final : public Site {
  private:
   Engine& engine_;
 };
-// The pairs (row, expert < shape.experts) of the pass, computed by `engine` into pass.expert_out.
-void run_all_experts(Engine& engine, uint32_t layer, Pass& pass);
 
 // One whole generation in one process: the answer every cluster must give, token for token.
 struct Generated {

@@ -53,6 +53,8 @@ void rms_norm_rows(const NormRows& shape, const float* x, const float* w, float*
 void silu_multiply(std::span<const float> gate, std::span<const float> up, float* out);
 // x[i] = e^x[i]
 void exp_in_place(std::span<float> x);
+// rotate_pairs() of x, numerics.h.  out: [2 · pairs], may be x
+void turn_pairs(const float* x, uint32_t pairs, const float* cos, const float* sin, float* out);
 // y[i] = fma(w, x[i], y[i])
 void add_scaled(float w, std::span<const float> x, float* y);
 

@@ -33,6 +33,20 @@ void AddScaled(float w, std::span<const float> x, float* y) {
   map2(x.data(), y, x.size(), y, [weight](V a, V b) HWY_ATTR { return fused(weight, a, b); });
 }
 
+void TurnPairs(const float* x, uint32_t pairs, const float* cos, const float* sin, float* out) {
+  const D d;
+  uint32_t i = 0;
+  for (; i + kWidth <= pairs; i += kWidth) {
+    V a, b;
+    hn::LoadInterleaved2(d, x + 2 * i, a, b);
+    const V c = hn::LoadU(d, cos + i), s = hn::LoadU(d, sin + i);
+    hn::StoreInterleaved2(fused(a, c, hn::Neg(hn::Mul(b, s))), fused(b, c, hn::Mul(a, s)), d,
+                          out + 2 * i);
+  }
+  std::copy(x + 2 * i, x + 2 * pairs, out + 2 * i);
+  rotate_pairs(out + 2 * i, pairs - i, cos + i, sin + i);
+}
+
 void WidenBf16(const uint16_t* in, size_t n, float* out) {
   size_t i = 0;
   for (; i + kWidth <= n; i += kWidth) hn::StoreU(load_weights(in + i), D(), out + i);
@@ -69,6 +83,7 @@ namespace model {
 HWY_EXPORT(ExpInPlace);
 HWY_EXPORT(SiluMultiply);
 HWY_EXPORT(AddScaled);
+HWY_EXPORT(TurnPairs);
 HWY_EXPORT(WidenBf16);
 HWY_EXPORT(RmsNormRows);
 HWY_EXPORT(Target);
@@ -79,6 +94,9 @@ void silu_multiply(std::span<const float> gate, std::span<const float> up, float
 }
 void add_scaled(float w, std::span<const float> x, float* y) {
   HWY_DYNAMIC_DISPATCH(AddScaled)(w, x, y);
+}
+void turn_pairs(const float* x, uint32_t pairs, const float* cos, const float* sin, float* out) {
+  HWY_DYNAMIC_DISPATCH(TurnPairs)(x, pairs, cos, sin, out);
 }
 void widen_bf16(const uint16_t* in, size_t n, float* out) {
   HWY_DYNAMIC_DISPATCH(WidenBf16)(in, n, out);

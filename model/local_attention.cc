@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <utility>
 
 #include "base/check.h"
 #include "model/kernels_attention.h"
@@ -105,11 +107,14 @@ void LocalAttention::project_queries(const AttentionSite& site, const Pass& pass
   s.q_latent.resize(static_cast<size_t>(rows) * c.heads * latent);
   s.cos.resize(static_cast<size_t>(rows) * rope_.pairs());
   s.sin.resize(s.cos.size());
+  s.angle_of.resize(rows, std::numeric_limits<uint32_t>::max());
   for (const Segment& segment : pass.segments) {
     for_rows(segment.count, [&](uint32_t begin, uint32_t end) {
       for (uint32_t i = begin; i < end; ++i) {
         const size_t row = segment.row + i, at = row * rope_.pairs();
-        rope_.angles(segment.position + i, s.cos.data() + at, s.sin.data() + at);
+        const uint32_t position = segment.position + i;
+        if (std::exchange(s.angle_of[row], position) != position)
+          rope_.angles(position, s.cos.data() + at, s.sin.data() + at);
         turn_row(site, s, row, scores);
       }
     });
@@ -137,11 +142,11 @@ void LocalAttention::turn_row(const AttentionSite& site, AttentionScratch& s, si
   if (c.scale_q_lora)
     for (uint32_t i = 0; i < c.heads * head_width; ++i) q[i] = q[i] * q_scale_;
   for (uint32_t head = 0; head < c.heads; ++head) {
-    float* rope = s.q_latent.data() + (row * c.heads + head) * c.latent() + c.kv_lora;
-    std::copy_n(q + static_cast<size_t>(head) * head_width + c.nope, c.rope, rope);
-    rotate_pairs(rope, pairs, cos, sin);
+    turn_pairs(q + static_cast<size_t>(head) * head_width + c.nope, pairs, cos, sin,
+               s.q_latent.data() + (row * c.heads + head) * c.latent() + c.kv_lora);
   }
-  rotate_pairs(s.kv.data() + row * c.latent() + c.kv_lora, pairs, cos, sin);
+  float* key = s.kv.data() + row * c.latent() + c.kv_lora;
+  turn_pairs(key, pairs, cos, sin, key);
   if (site.indexer == nullptr) return;
   const IndexerConfig& index = *c.indexer;
   const auto rotate = index.rope_interleave ? rotate_pairs : rotate_halves;

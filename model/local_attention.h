@@ -58,18 +58,19 @@ struct AttentionScratch {
   // [rows]: the LSA set, ascending; empty: every position up to the row's own.
   PositionSets chosen;
 
-  std::vector<float> x;           // [rows, hidden] normalised input
-  std::vector<float> q_lora;      // [rows, q_lora]
-  std::vector<float> q_heads;     // [rows, heads, nope + rope]
-  std::vector<float> q_latent;    // [rows, heads, latent]: what meets the cache
-  std::vector<float> kv;          // [rows, latent]
-  std::vector<float> index_keys;  // [rows, index dim]
-  std::vector<float> index_q;     // [rows, index heads, dim]
-  std::vector<float> index_w;     // [rows, index heads]
-  std::vector<float> cos, sin;    // [rows, rope / 2]
-  std::vector<float> out_latent;  // [rows, heads, kv_lora]
-  std::vector<float> out_heads;   // [rows, heads · v_dim]
-  std::vector<float> y;           // [rows, hidden]
+  std::vector<float> x;            // [rows, hidden] normalised input
+  std::vector<float> q_lora;       // [rows, q_lora]
+  std::vector<float> q_heads;      // [rows, heads, nope + rope]
+  std::vector<float> q_latent;     // [rows, heads, latent]: what meets the cache
+  std::vector<float> kv;           // [rows, latent]
+  std::vector<float> index_keys;   // [rows, index dim]
+  std::vector<float> index_q;      // [rows, index heads, dim]
+  std::vector<float> index_w;      // [rows, index heads]
+  std::vector<float> cos, sin;     // [rows, rope / 2]
+  std::vector<uint32_t> angle_of;  // [rows] the position they are of; the next layers have the same
+  std::vector<float> out_latent;   // [rows, heads, kv_lora]
+  std::vector<float> out_heads;    // [rows, heads · v_dim]
+  std::vector<float> y;            // [rows, hidden]
   std::vector<Product> products;
   std::vector<AttentionTask> tasks;
   IndexScratch index;

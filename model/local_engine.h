@@ -60,6 +60,7 @@ class LocalEngine final : public Engine {
   void mlp(uint32_t layer, uint32_t j, Pass& pass) override;
   void experts(uint32_t layer, std::span<const float> x, std::span<const uint16_t> rows,
                std::span<const uint16_t> experts, std::span<float> out) override;
+  void routed_experts(uint32_t layer, Pass& pass) override;
   void combine(uint32_t layer, Pass& pass) override;
   void head(const Pass& pass, std::span<const uint32_t> rows, std::span<float> logits,
             std::vector<float>* final_hidden) override;
@@ -98,6 +99,9 @@ class LocalEngine final : public Engine {
   void norm(const float* x, const std::vector<float>& w, uint32_t rows, float* y) const;
   // h ← h + y
   void add_rows(const std::vector<float>& y, std::vector<float>& h) const;
+  // experts(), the output of pair i being out[slots[i]].
+  void run_pairs(uint32_t layer, const float* x, std::span<const uint16_t> rows,
+                 std::span<const uint16_t> experts, std::span<const uint32_t> slots, float* out);
   void combine_row(Pass& pass, uint32_t row) const;
 
   // Constant after construction.

@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "model/local_engine.h"
 
@@ -44,6 +45,14 @@ bool consecutive(const ExpertScratch& s, const ExpertScratch::Group& group, F f)
   return true;
 }
 
+// f(g) for every group: on all threads where there is enough to copy.
+template <class F>
+void for_groups(ThreadPool& pool, const ExpertScratch& s, F f) {
+  constexpr size_t kWorthSharing = 64;  // rows
+  if (s.order.size() >= kWorthSharing) return pool.run(static_cast<uint32_t>(s.groups.size()), f);
+  for (uint32_t g = 0; g < s.groups.size(); ++g) f(g);
+}
+
 }  // namespace
 
 const MlpWeights& LocalEngine::expert(uint32_t layer, uint32_t id) {
@@ -69,7 +78,23 @@ void LocalEngine::prepare_experts(LayerRange layers, std::span<const uint16_t> e
 
 void LocalEngine::experts(uint32_t layer, std::span<const float> x, std::span<const uint16_t> rows,
                           std::span<const uint16_t> experts, std::span<float> out) {
-  thread_local ExpertScratch s;
+  thread_local std::vector<uint32_t> slots;
+  slots.resize(experts.size());
+  std::iota(slots.begin(), slots.end(), 0);
+  run_pairs(layer, x.data(), rows, experts, slots, out.data());
+}
+
+void LocalEngine::routed_experts(uint32_t layer, Pass& pass) {
+  thread_local RoutedPairs pairs;
+  pairs.take(pass, shape_);
+  run_pairs(layer, pass.x.data(), pairs.rows, pairs.experts, pairs.slots, pass.expert_out.data());
+}
+
+void LocalEngine::run_pairs(uint32_t layer, const float* x, std::span<const uint16_t> rows,
+                            std::span<const uint16_t> experts, std::span<const uint32_t> slots,
+                            float* out) {
+  thread_local ExpertScratch scratch;
+  ExpertScratch& s = scratch;  // of this thread, also where others of the pool read it
   const size_t hidden = config_.hidden, ffn = config_.expert_ffn;
   group_pairs(experts, config_.experts, s);
   s.in.resize(experts.size() * hidden);
@@ -78,31 +103,34 @@ void LocalEngine::experts(uint32_t layer, std::span<const float> x, std::span<co
   s.gated.clear();
   s.down.clear();
   const auto row_of = [&](uint32_t pair) { return uint32_t{rows[pair]}; };
-  const auto itself = [](uint32_t pair) { return pair; };
+  const auto slot_of = [&](uint32_t pair) { return slots[pair]; };
   for (const ExpertScratch::Group& group : s.groups) {
     const MlpWeights& w = expert(layer, group.expert);
-    const float* in = x.data() + row_of(s.order[group.begin]) * hidden;
-    if (!consecutive(s, group, row_of)) {
-      float* to = s.in.data() + group.begin * hidden;
-      in = to;
-      for (uint32_t i = 0; i < group.count; ++i, to += hidden)
-        std::copy_n(x.data() + row_of(s.order[group.begin + i]) * hidden, hidden, to);
-    }
+    const uint32_t first = s.order[group.begin];
+    const float* in = consecutive(s, group, row_of) ? x + row_of(first) * hidden
+                                                    : s.in.data() + group.begin * hidden;
     float* between = s.between.data() + group.begin * ffn;
-    float* result = consecutive(s, group, itself) ? out.data() + s.order[group.begin] * hidden
-                                                  : s.result.data() + group.begin * hidden;
+    float* result = consecutive(s, group, slot_of) ? out + slot_of(first) * hidden
+                                                   : s.result.data() + group.begin * hidden;
     s.gated.push_back({&w.gate, &w.up, in, group.count, between});
     s.down.push_back({&w.down, between, ffn, group.count, result, hidden});
   }
+  for_groups(pool_, s, [&](size_t g) {
+    const ExpertScratch::Group& group = s.groups[g];
+    float* to = s.in.data() + group.begin * hidden;
+    if (s.gated[g].x != to) return;
+    for (uint32_t i = 0; i < group.count; ++i, to += hidden)
+      std::copy_n(x + row_of(s.order[group.begin + i]) * hidden, hidden, to);
+  });
   multiply_gated(compute_, s.gated);
   multiply(compute_, s.down);
-  for (size_t g = 0; g < s.groups.size(); ++g) {
+  for_groups(pool_, s, [&](size_t g) {
     const ExpertScratch::Group& group = s.groups[g];
     const float* from = s.result.data() + group.begin * hidden;
-    if (s.down[g].y != from) continue;
+    if (s.down[g].y != from) return;
     for (uint32_t i = 0; i < group.count; ++i, from += hidden)
-      std::copy_n(from, hidden, out.data() + s.order[group.begin + i] * hidden);
-  }
+      std::copy_n(from, hidden, out + slot_of(s.order[group.begin + i]) * hidden);
+  });
 }
 
 void LocalEngine::combine(uint32_t layer, Pass& pass) {

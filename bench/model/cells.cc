@@ -49,7 +49,7 @@ class CountingSite final : public model::Site {
     chosen_.assign(engine_.shape().experts, false);
     for (const uint32_t id : pass.expert_ids)
       if (id < chosen_.size() && !chosen_[id]) chosen_[id] = true, ++experts_;
-    model::run_all_experts(engine_, layer, pass);
+    engine_.routed_experts(layer, pass);
     co_return true;
   }
   uint64_t experts() const { return experts_; }

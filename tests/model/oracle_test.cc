@@ -120,7 +120,7 @@ class FaultySite final : public model::Site {
     co_return;
   }
   base::Task<bool> run_experts(uint32_t layer, Pass& pass) override {
-    model::run_all_experts(engine_, layer, pass);
+    engine_.routed_experts(layer, pass);
     const uint32_t hidden = engine_.shape().hidden;
     if (layer == layer_ && pass.expert_ids[slot_] < engine_.shape().experts) {
       pass.expert_out[slot_ * hidden] += 1.0f;
