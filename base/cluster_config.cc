@@ -19,6 +19,7 @@ struct NamedFault {
 };
 constexpr NamedFault kFaultPoints[] = {{"weight", FaultPoint::kWeightBit},
                                        {"product", FaultPoint::kProductBit},
+                                       {"weight_low", FaultPoint::kWeightLowBit},
                                        {"hidden_nan", FaultPoint::kHiddenNan}};
 
 // Reads one ClusterConfig from one file. Each field is described in exactly one line of fields().
@@ -115,10 +116,15 @@ void ClusterFile::process() {
                    "sparse attention recalls blocks of tokens before it scores tokens");
   numerics.boolean("verify_products", &c_.verify_products,
                    "row checksums catch bit flips in memory and arithmetic");
+  numerics.duration_ms("scrub", &c_.scrub_ms,
+                       {0, 24 * 3'600'000,
+                        "weights in memory are compared with their digests once in this time; "
+                        "0: never"});
 
   Section faults = reader_.section("faults");
-  faults.text("inject", &c_.faults_text,
-              "for tests: node:point:passes, … with point weight, product or hidden_nan");
+  faults.text(
+      "inject", &c_.faults_text,
+      "for tests: node:point:passes, … with point weight, weight_low, product or hidden_nan");
   read_faults();
 
   Section transport = reader_.section("transport");
@@ -177,7 +183,8 @@ void ClusterFile::read_faults() {
     if (!good) {
       reader_.complain("faults", "inject",
                        fmt::format("\"{}\" is no fault; expected node:point:passes, such as "
-                                   "decode-1:weight:40, with point weight, product or hidden_nan",
+                                   "decode-1:weight:40, with point weight, weight_low, product or "
+                                   "hidden_nan",
                                    item));
       return;
     }

@@ -46,6 +46,7 @@ struct ClusterConfig {
   uint32_t threads = 1;                        // compute threads per process
   bool hierarchical_index = false;             // of sparse attention, for very long contexts
   bool verify_products = true;                 // row checksums
+  uint32_t scrub_ms = 60'000;                  // all weights in memory once in this time; 0: never
   // [transport]
   std::string bind = "127.0.0.1";  // address nodes listen on; port chosen by the system
   std::string same_host = "tcp";   // or "ipc": nodes of one host talk over ipc

@@ -7,7 +7,9 @@
 namespace base {
 
 enum class FaultPoint : uint8_t {
-  kWeightBit,   // "weight": an exponent bit of one weight in memory, from now on
+  kWeightBit,  // "weight": an exponent bit of one weight in memory, from now on
+  // "weight_low": the lowest bit of one weight in memory, from now on: too small for a checksum.
+  kWeightLowBit,
   kProductBit,  // "product": an exponent bit of one output of the next product, once
   kHiddenNan    // "hidden_nan": the first row of the next pass that embeds becomes NaN, once
 };

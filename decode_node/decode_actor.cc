@@ -13,6 +13,7 @@ using proto::Outcome;
 
 namespace {
 
+constexpr uint32_t kScrubParts = 600;
 constexpr base::Duration kWatchEvery = std::chrono::milliseconds(500);
 
 model::LayerRange all_layers(const model::Shape& shape) { return {0, shape.layers}; }
@@ -78,6 +79,21 @@ Task<void> DecodeActor::load(Context& ctx) {
   co_await std::move(ahead);
   loading_ = false;
   if (positioned_) membership_.ready(ctx);
+  if (config_.scrub.count() > 0) ctx.spawn(scrub(ctx));
+}
+
+// A little at a time, so that no step waits long for it.
+Task<void> DecodeActor::scrub(Context& ctx) {
+  for (;;) {
+    Task<void> pause = ctx.sleep(config_.scrub / kScrubParts);
+    co_await std::move(pause);
+    std::function<void()> job = [this] {
+      engine_->scrub(engine_->weight_bytes() / kScrubParts + 1);
+    };
+    Task<void> run = ctx.offload(std::move(job), cost_of_rows(0));
+    co_await std::move(run);
+    if (!can_be_trusted(ctx, *engine_)) co_return;
+  }
 }
 
 // A layer at a time, so that steps and other ranks' questions are computed in between.
@@ -90,6 +106,7 @@ Task<void> DecodeActor::prepare(Context& ctx, std::vector<uint16_t> share) {
     Task<void> run = ctx.offload(std::move(job), cost_of_rows(0));
     co_await std::move(run);
     if (turn != preparing_) co_return;
+    layers_prepared_ = layer + 1;
   }
   prepared_.insert(share.begin(), share.end());
 }
@@ -114,7 +131,9 @@ void DecodeActor::life_lost(Context&) {
 
 void DecodeActor::fill(proto::Heartbeat& beat) {
   if (beat.state == proto::NodeState::kLoading && config_.load_percent != nullptr) {
-    beat.load_percent = config_.load_percent->load(std::memory_order_relaxed);
+    // The first half is the engine, the second the experts of this rank.
+    beat.load_percent = config_.load_percent->load(std::memory_order_relaxed) / 2 +
+                        50 * layers_prepared_ / config_.shape.layers;
   }
   beat.running = table_.running();
   beat.waiting = table_.reservations();

@@ -39,6 +39,7 @@ struct DecodeConfig {
   uint64_t kv_bytes = 512u << 20;
   uint32_t max_batch = 32;
   uint32_t max_sequences = 1024;
+  base::Duration scrub{};  // time in which all weights in memory are checked once; 0: never
   std::vector<base::NodeFault> faults;  // of this node; `after` counts steps
 };
 
@@ -91,6 +92,7 @@ class DecodeActor final : public actor::Actor,
   void outbox_moved(Context& ctx) override { kick(ctx); }
 
   Task<void> load(Context& ctx);
+  Task<void> scrub(Context& ctx);
   Task<void> prepare(Context& ctx, std::vector<uint16_t> share);
   Task<void> watch(Context& ctx);
 
@@ -121,6 +123,7 @@ class DecodeActor final : public actor::Actor,
   std::unique_ptr<ExpertExchange> exchange_;  // with the engine
   std::set<uint16_t> prepared_;               // experts made resident ahead of use
   std::vector<uint16_t> share_;               // by the position given, until the view tells better
+  uint32_t layers_prepared_ = 0;              // of the latest share, while loading
   uint64_t preparing_ = 0;                    // counts prepare(); an older one ends
   bool loading_ = false, positioned_ = false, stepping_ = false;
   uint32_t reports_ = 0;

@@ -8,6 +8,7 @@
 #include <rocksdb/write_batch.h>
 
 #include <algorithm>
+#include <atomic>
 #include <filesystem>
 #include <optional>
 #include <system_error>
@@ -113,12 +114,22 @@ class RocksDisk final : public DiskTier {
   void close();
   rocksdb::Status open_db();
   base::Status put_aside();
-  base::Status meet_format();
+  rocksdb::Status meet_format();
   base::Result<Found> scan();
 
   const RocksOptions options_;
   std::unique_ptr<rocksdb::DB> db_;
+  // Writes refused for damage since the folder was made or put aside. Work in the background finds
+  // what opening did not look at, and finds it again after each opening.
+  std::atomic<uint32_t> refusals_ = 0;
 };
+
+constexpr uint32_t kMostRefusals = 2;
+
+// A file is damaged, short or gone.
+bool is_damage(const rocksdb::Status& status) {
+  return status.IsCorruption() || status.IsPathNotFound() || status.IsNotFound();
+}
 
 void RocksDisk::close() {
   if (db_) rocksdb::CancelAllBackgroundWork(db_.get(), /*wait=*/true);
@@ -141,15 +152,19 @@ base::Result<DiskTier::Found> RocksDisk::open() {
                       options_.folder, problem.message());
   }
   std::string why;
+  if (refusals_ >= kMostRefusals) {
+    why = "it refused writes for damage after it was opened again";
+    TRY(put_aside());
+  }
   rocksdb::Status status = open_db();
-  // A file is damaged, short or gone.
-  if (status.IsCorruption() || status.IsPathNotFound() || status.IsNotFound()) {
+  if (status.ok()) status = meet_format();
+  if (is_damage(status)) {
     why = error_of(status).what;
     TRY(put_aside());
     status = open_db();
+    if (status.ok()) status = meet_format();
   }
   if (!status.ok()) return base::fail(error_of(status));
-  TRY(meet_format());
   Found found = TRY(scan());
   found.quarantined = !why.empty();
   found.why = std::move(why);
@@ -159,6 +174,8 @@ base::Result<DiskTier::Found> RocksDisk::open() {
 // What can tell a person how it happened stays; the rows themselves would only take the disk.
 base::Status RocksDisk::put_aside() {
   namespace fs = std::filesystem;
+  close();
+  refusals_ = 0;
   const std::string aside = options_.folder + ".damaged";
   std::error_code problem;
   fs::remove_all(aside, problem);
@@ -176,17 +193,15 @@ base::Status RocksDisk::put_aside() {
   return {};
 }
 
-base::Status RocksDisk::meet_format() {
+rocksdb::Status RocksDisk::meet_format() {
   std::string format;
   const rocksdb::Status status = db_->Get({}, kFormatKey, &format);
-  if (status.ok() && format == options_.format) return {};
-  if (!status.ok() && !status.IsNotFound()) return base::fail(error_of(status));
+  if (status.ok() && format == options_.format) return status;
+  if (!status.ok() && !status.IsNotFound()) return status;
   rocksdb::WriteBatch batch;
   batch.DeleteRange(std::string(1, kBlock), std::string(1, kEntry + 1));
   batch.Put(kFormatKey, options_.format);
-  const rocksdb::Status written = db_->Write({}, &batch);
-  if (!written.ok()) return base::fail(error_of(written));
-  return {};
+  return db_->Write({}, &batch);
 }
 
 base::Result<DiskTier::Found> RocksDisk::scan() {
@@ -236,6 +251,7 @@ base::Status RocksDisk::write(const DiskBatch& batch) {
   rocksdb::WriteOptions options;
   options.no_slowdown = true;
   const rocksdb::Status status = db_->Write(options, &out);
+  if (is_damage(status)) ++refusals_;
   if (!status.ok()) return base::fail(error_of(status));
   return {};
 }

@@ -160,6 +160,12 @@ class Engine {
   // Null when the engine does not verify its products. Whoever hands results of a pass on (tokens,
   // KV, rows) asks first whether the engine is broken: then the pass is void.
   virtual const Integrity* integrity() const { return nullptr; }
+  // Bytes of the weights in memory that scrub() watches.
+  virtual uint64_t weight_bytes() const { return 0; }
+  // Compares the next of them, about `bytes` and at least one matrix, with their digests of when
+  // they were packed; the engine is broken when they differ. May run beside a pass, not beside
+  // itself.
+  virtual void scrub(uint64_t bytes) { (void)bytes; }
   // Fault injection, for tests of all that follows. Not during a pass.
   virtual void inject(base::FaultPoint fault) { (void)fault; }
   virtual void set_probe(Probe* probe) { (void)probe; }

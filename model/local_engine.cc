@@ -43,6 +43,7 @@ LocalEngine::LocalEngine(const Checkpoint& checkpoint, const EngineOptions& opti
   }
   for (size_t i = 0; i < static_cast<size_t>(range_.count()) * config_.experts; ++i)
     experts_.push_back(std::make_unique<ExpertSlot>());
+  list_weights();
 }
 
 void LocalEngine::load_attention(const WeightReader& read, const std::string& prefix,

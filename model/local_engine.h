@@ -46,6 +46,7 @@ struct DraftWeights {
 struct ExpertSlot {
   std::once_flag once;
   MlpWeights weights;
+  std::atomic<bool> ready{false};  // weights are there to stay
 };
 
 class LocalEngine final : public Engine {
@@ -71,6 +72,8 @@ class LocalEngine final : public Engine {
   void draft_head(const Pass& pass, std::span<const uint32_t> rows,
                   std::span<float> logits) override;
   const Integrity* integrity() const override { return &integrity_; }
+  uint64_t weight_bytes() const override;
+  void scrub(uint64_t bytes) override;
   void inject(base::FaultPoint fault) override;
   void set_probe(Probe* probe) override {
     probe_ = probe;
@@ -92,6 +95,7 @@ class LocalEngine final : public Engine {
                       AttentionWeights& out) const;
   void load_indexer(const WeightReader& read, const std::string& prefix, IndexerWeights& out) const;
   void load_draft(const WeightReader& read);
+  void list_weights();          // fills scrubbed_
   void spoil_next(Pass& pass);  // when inject() has asked for it
   // Word rows of the pass's tokens.  out: [rows, hidden]
   void read_words(const std::string& table, const Pass& pass, float* out) const;
@@ -123,6 +127,8 @@ class LocalEngine final : public Engine {
   PackedMatrix lm_head_;
   Probe* probe_ = nullptr;
   std::atomic<bool> nan_next_{false}, product_fault_next_{false};  // injected, not yet come true
+  std::vector<const PackedMatrix*> scrubbed_;                      // all but those of experts
+  size_t scrub_at_ = 0;                                            // in scrubbed_, then in experts_
   // Filled on demand, each slot guarded by its own flag.
   std::vector<std::unique_ptr<ExpertSlot>> experts_;  // [layers in range · experts]
 };

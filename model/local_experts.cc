@@ -65,6 +65,7 @@ const MlpWeights& LocalEngine::expert(uint32_t layer, uint32_t id) {
     }
     const WeightReader read(checkpoint_, choice_, pool_);
     slot.weights = read.mlp(prefix, config_.hidden, config_.expert_ffn);
+    slot.ready.store(true, std::memory_order_release);
   });
   return slot.weights;
 }

@@ -17,12 +17,18 @@ void flip_weight(PackedMatrix& w) {
   w.mutable_data()[at] ^= std::byte{0x40};
 }
 
+// The lowest bit of the first weight, or of its code.
+void flip_weight_low(PackedMatrix& w) { w.mutable_data()[0] ^= std::byte{0x01}; }
+
 }  // namespace
 
 void LocalEngine::inject(base::FaultPoint fault) {
   switch (fault) {
     case base::FaultPoint::kWeightBit:
       flip_weight(layers_.front().attention[0].o);
+      return;
+    case base::FaultPoint::kWeightLowBit:
+      flip_weight_low(layers_.front().attention[0].o);
       return;
     case base::FaultPoint::kProductBit:
       product_fault_next_ = true;

@@ -12,6 +12,10 @@ using base::Code;
 using base::Level;
 using proto::Outcome;
 
+namespace {
+constexpr uint32_t kScrubParts = 600;
+}
+
 PrefillActor::PrefillActor(PrefillConfig config)
     : config_(std::move(config)), membership_(config_.identity, *this) {
   CHECK(config_.chunk_tokens > 0 && config_.chunk_tokens <= StageInputs::kRowsMost,
@@ -44,11 +48,13 @@ void PrefillActor::welcomed(Context& ctx, const proto::HelloReply& reply) {
 }
 
 Task<void> PrefillActor::load(Context& ctx, model::LayerRange layers, uint64_t turn) {
-  while (passes_ > 0 || !leaving_.empty()) {  // they run on the former engine and pool
+  while (passes_ > 0 || scrubbing_ ||
+         !leaving_.empty()) {  // they run on the former engine and pool
     Task<void> wait = ctx.sleep(std::chrono::milliseconds(1));
     co_await std::move(wait);
     if (turn != loads_) co_return;
   }
+  ++engines_;
   engine_.reset();
   pool_.reset();
   base::Result<std::unique_ptr<model::Engine>> made = nullptr;
@@ -70,6 +76,24 @@ Task<void> PrefillActor::load(Context& ctx, model::LayerRange layers, uint64_t t
       std::make_unique<model::KvPool>(static_cast<uint32_t>(std::min<uint64_t>(blocks, UINT32_MAX)),
                                       layers, config_.shape.kv_row_bytes);
   membership_.ready(ctx);
+  if (config_.scrub.count() > 0) ctx.spawn(scrub(ctx, ++engines_));
+}
+
+// A little at a time, so that no chunk waits long for it.
+Task<void> PrefillActor::scrub(Context& ctx, uint64_t of) {
+  for (;;) {
+    Task<void> pause = ctx.sleep(config_.scrub / kScrubParts);
+    co_await std::move(pause);
+    if (of != engines_ || !engine_) co_return;
+    scrubbing_ = true;
+    std::function<void()> job = [this] {
+      engine_->scrub(engine_->weight_bytes() / kScrubParts + 1);
+    };
+    Task<void> run = ctx.offload(std::move(job), cost_of_rows(0));
+    co_await std::move(run);
+    scrubbing_ = false;
+    if (!can_be_trusted(ctx, *engine_)) co_return;
+  }
 }
 
 void PrefillActor::view_changed(Context&, const node::View& view) {

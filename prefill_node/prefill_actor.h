@@ -37,6 +37,7 @@ struct PrefillConfig {
   uint32_t chunk_tokens = 256;
   uint32_t passes = 1;  // chunks computed at once, of different jobs
   uint32_t jobs = 64;
+  base::Duration scrub{};  // time in which all weights in memory are checked once; 0: never
   std::vector<base::NodeFault> faults;  // of this node; `after` counts chunks
 };
 
@@ -93,6 +94,7 @@ class PrefillActor final : public actor::Actor,
   void job_failed(Job& job, base::Error error, bool without_cache) override;
 
   Task<void> load(Context& ctx, model::LayerRange layers, uint64_t turn);
+  Task<void> scrub(Context& ctx, uint64_t of);
   proto::Outcome open_job(Context& ctx, const proto::StartPrefill& start);
   proto::Outcome take_input(const Incoming<proto::StageInput>& in);
   Job* find(const JobKey& key);
@@ -111,10 +113,12 @@ class PrefillActor final : public actor::Actor,
   // Owned state.
   node::MembershipClient membership_;
   PrefillCounters counters_;
-  model::LayerRange layers_;                      // of engine_ and pool_
-  std::unique_ptr<model::Engine> engine_;         // null until loaded
-  std::unique_ptr<model::KvPool> pool_;           // with the engine
-  uint64_t loads_ = 0;                            // counts welcomes; a load of an older one ends
+  model::LayerRange layers_;               // of engine_ and pool_
+  std::unique_ptr<model::Engine> engine_;  // null until loaded
+  std::unique_ptr<model::KvPool> pool_;    // with the engine
+  uint64_t engines_ = 0;    // rises when engine_ changes; a scrub of an older one ends
+  bool scrubbing_ = false;  // a part of it runs on engine_
+  uint64_t loads_ = 0;      // counts welcomes; a load of an older one ends
   std::map<base::NodeId, proto::ViewNode> seen_;  // the view before
   StoreOutbox outbox_;
   EndedAttempts ended_;

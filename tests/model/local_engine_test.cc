@@ -130,6 +130,19 @@ TEST_P(LocalEngineTest, FastModeIsCloseAndNamesItselfDifferent) {
   EXPECT_EQ((*fast)->integrity()->transient_faults(), 0u);
 }
 
+// Row R36: what no checksum sees is found within a round, and nothing sound is called changed.
+TEST_P(LocalEngineTest, AScrubFindsTheLowestBitOfAWeight) {
+  open(KvType::kBf16);
+  const uint64_t bytes = local_->weight_bytes();
+  local_->prepare_experts({0, local_->shape().layers}, std::vector<uint16_t>{0, 1});
+  EXPECT_GT(local_->weight_bytes(), bytes);  // experts are watched from when they are packed
+  for (int part = 0; part < 10; ++part) local_->scrub(local_->weight_bytes() / 5);
+  ASSERT_FALSE(local_->integrity()->broken()) << local_->integrity()->reason();
+  local_->inject(base::FaultPoint::kWeightLowBit);
+  for (int part = 0; part < 10; ++part) local_->scrub(local_->weight_bytes() / 5);
+  EXPECT_TRUE(local_->integrity()->broken());
+}
+
 INSTANTIATE_TEST_SUITE_P(Checkpoints, LocalEngineTest,
                          ::testing::Values("tests/golden/tiny_flash", "tests/golden/tiny_lite",
                                            "tests/golden/tiny_longcat2",

@@ -287,7 +287,8 @@ void expect_kv(const Shape& shape, const Seen& seen, const Seen& prefilled,
               0)
         << what << " layer " << layer;
   ASSERT_LE(seen.drafted.size(), prefilled.drafted.size());
-  EXPECT_EQ(std::memcmp(seen.drafted.data(), prefilled.drafted.data(), seen.drafted.size()), 0)
+  EXPECT_TRUE(
+      std::ranges::equal(seen.drafted, std::span(prefilled.drafted).first(seen.drafted.size())))
       << what;
 }
 

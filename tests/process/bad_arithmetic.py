@@ -34,6 +34,11 @@ def calm_tokens(folder, calm=[]):
     return calm[0]
 
 
+def restarted(cluster, name, former_pid):
+    node = cluster.node(name)
+    return cluster.all_ready() and node is not None and node["pid"] != former_pid
+
+
 def weight_flips_in(node, after):
     def run(folder):
         want = calm_tokens(folder)
@@ -42,8 +47,23 @@ def weight_flips_in(node, after):
             got = tokens_of(cluster)
             require("node.quarantined" in cluster.log(node), "the flip was not found")
             require(got == want, "tokens differ from those of the undisturbed run")
-            wait_for("it is started afresh", lambda: cluster.all_ready() and cluster.node(node)["pid"] != pid, 30)
+            wait_for("it is started afresh", lambda: restarted(cluster, node, pid), 30)
             cluster.settle(10)
+    return run
+
+
+def low_flip_is_found_by_the_scrub(node, after):
+    def run(folder):
+        want = calm_tokens(folder)
+        settings = {"faults": {"inject": f"{node}:weight_low:{after}"}, "numerics": {"scrub": "3s"}}
+        with Cluster(folder, settings=settings) as cluster:
+            pid = cluster.node(node)["pid"]
+            tokens_of(cluster)  # too small a flip for the checksums
+            wait_for("the scrub finds it", lambda: "found by a scrub" in cluster.log(node), 15)
+            wait_for("it is started afresh", lambda: restarted(cluster, node, pid), 30)
+        with Cluster(folder, settings={"numerics": {"scrub": "300ms"}}) as cluster:
+            require(tokens_of(cluster) == want, "tokens differ from those of the undisturbed run")
+            require("node.quarantined" not in cluster.log(node), "the scrub took sound weights for bad ones")
     return run
 
 
@@ -92,6 +112,8 @@ def main():
     run, folder = Run(), bin_folder()
     run.check("weight_flip_in_decode_1", weight_flips_in("decode-1", 40), folder)
     run.check("weight_flip_in_prefill_0", weight_flips_in("prefill-0", 3), folder)
+    run.check("low_flip_in_decode_0_is_found_by_the_scrub", low_flip_is_found_by_the_scrub("decode-0", 20), folder)
+    run.check("low_flip_in_prefill_0_is_found_by_the_scrub", low_flip_is_found_by_the_scrub("prefill-0", 3), folder)
     run.check("product_flip_is_mended", product_flips_once, folder)
     run.check("nan_row_in_decode_0", row_becomes_nan_in("decode-0", 30), folder)
     run.check("nan_row_in_prefill_0", row_becomes_nan_in("prefill-0", 3), folder)
