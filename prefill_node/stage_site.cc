@@ -17,9 +17,7 @@ Task<void> StageSite::compute(std::function<void()> job, uint32_t rows) {
 
 Task<bool> StageSite::run_experts(uint32_t layer, model::Pass& pass) {
   if (job_.over()) co_return false;
-  std::function<void()> job = [this, layer, &pass] {
-    engine_.routed_experts(layer, pass);
-  };
+  std::function<void()> job = [this, layer, &pass] { engine_.routed_experts(layer, pass); };
   Task<void> run = ctx_.offload(std::move(job), cost_of_rows(pass.rows()));
   co_await std::move(run);
   co_return !job_.over();
