@@ -19,6 +19,12 @@ constexpr uint32_t kRowUnit = 24;  // whole blocks of rows in every kernel
 constexpr uint64_t kLeastWork = 20000;
 constexpr uint64_t kTasksAThread = 8;
 
+// The first cache: ways of so many bytes, rows from which on they overflow, floats of a line.
+constexpr size_t kSetBytes = 4096;
+constexpr uint32_t kRowsOfASet = 5;
+constexpr size_t kLineFloats = 16;
+constexpr uint32_t kWorthCopying = 64;  // outputs
+
 // Weights of a panel cost at least the time of their way from memory.
 uint64_t panel_work(const PackedMatrix& w, uint32_t rows) {
   const uint32_t least = w.format() == WeightFormat::kBf16 ? 4 : 8;
@@ -90,6 +96,7 @@ FloatRegion::FloatRegion(const Compute& compute, std::span<const Product> produc
   take_workspace();
   for (const Product& p : products)
     if (!is_integer(p.w->format())) add({p.w, nullptr, p.x, p.x_stride, p.rows, p.y, p.y_stride});
+  spread_rows();
   plan();
 }
 
@@ -99,6 +106,7 @@ FloatRegion::FloatRegion(const Compute& compute, std::span<const GatedProduct> p
   for (const GatedProduct& p : products)
     if (!is_integer(p.gate->format()))
       add({p.gate, p.up, p.x, p.gate->inputs(), p.rows, p.y, p.gate->outputs()});
+  spread_rows();
   plan();
 }
 
@@ -106,6 +114,46 @@ FloatRegion::~FloatRegion() { work_->taken = false; }
 
 void FloatRegion::add(const Item& item) {
   if (item.rows > 0) work_->items.push_back(item);
+}
+
+// Rows that stand a multiple of 4 KiB apart share one set of the first cache, which a block of rows
+// and its panels overflow: such rows are read from a copy that stands a line more apart.
+void FloatRegion::spread_rows() {
+  const auto shares_sets = [this](const Item& item) {
+    return item.rows >= kRowsOfASet && item.x_stride * sizeof(float) % kSetBytes == 0 &&
+           item.w->outputs() >= kWorthCopying && !fast(item);
+  };
+  const auto stride_of = [](const Item& item) {
+    return round_up_panel(item.w->inputs()) + kLineFloats;
+  };
+  size_t floats = 0;
+  for (const Item& item : work_->items)
+    if (shares_sets(item)) floats += size_t{item.rows} * stride_of(item);
+  if (floats == 0) return;
+  if (work_->rows.size() < floats) work_->rows.resize(floats);
+  float* to = work_->rows.data();
+  const float* former = nullptr;  // of the item before, when it was copied
+  const Item* before = nullptr;
+  for (Item& item : work_->items) {
+    if (!shares_sets(item)) continue;
+    const float* const x = item.x;
+    const size_t stride = stride_of(item), from_stride = item.x_stride, inputs = item.w->inputs();
+    item.x_stride = stride;
+    if (former == x && before->rows == item.rows && before->w->inputs() == inputs) {
+      item.x = before->x;
+      continue;
+    }
+    const auto copy = [&](uint32_t task) {
+      const uint32_t end = std::min(item.rows, (task + 1) * kRowUnit);
+      for (uint32_t row = task * kRowUnit; row < end; ++row)
+        std::copy_n(x + row * from_stride, inputs, to + row * stride);
+    };
+    compute_.threads.run((item.rows + kRowUnit - 1) / kRowUnit, copy);
+    item.x = to;
+    to += item.rows * stride;
+    former = x;
+    before = &item;
+  }
 }
 
 // Tiles of at most the panels of one checksum and the rows that L2 holds; with several threads,

@@ -46,12 +46,14 @@ class FloatRegion {
     std::vector<Item> items;
     std::vector<double> sums;
     std::vector<RowCheck> checks;
+    std::vector<float> rows;  // copies of spread_rows()
   };
   struct Tile;
 
   static Workspace& own_workspace();
   void take_workspace();
   void add(const Item& item);
+  void spread_rows();
   void plan();
   bool fast(const Item& item) const;
   void multiply_tile(const Item& item, const PackedMatrix& w, const Tile& tile, float* y,
