@@ -171,8 +171,6 @@ PlacementView RequestTable::view() const {
     }
     view.ranks.push_back(load);
   }
-  const auto stores = membership_.ready(Role::kKvstore);
-  if (!stores.empty()) view.store = stores.front()->node;
   return view;
 }
 
@@ -279,6 +277,37 @@ std::unique_ptr<RequestRun> RequestTable::remove(RequestId request) {
   hold_until_ = {};  // its blocks are free, or will be before the next request asks
   pump();            // the run itself is off the table already
   return std::move(entry.mapped());
+}
+
+// ---------------------------------------------------------------------------------- the stores
+
+node::StoreSites RequestTable::stores() {
+  node::StoreSites sites;
+  for (const Member* store : membership_.ready(Role::kKvstore)) sites.add(store->node, store->name);
+  return sites;
+}
+
+std::vector<size_t> RequestTable::copies(std::span<const base::Hash128> keys) {
+  const size_t stores = membership_.ready(Role::kKvstore).size();
+  std::vector<size_t> copies;
+  for (size_t first = 0; first < keys.size(); first += base::kBlocksOfGroup)
+    copies.push_back(base::copies_of(hot_.use(keys[first], ctx_.now()), stores));
+  return copies;
+}
+
+uint32_t RequestTable::worth_loading(uint32_t blocks, const Placement& placement) {
+  std::vector<LoadCosts> costs;
+  for (const NodeId stage : placement.stages) {
+    const Member* member = membership_.find(stage);
+    if (member == nullptr) continue;  // the attempt ends
+    const auto [begin, end] =
+        stage_layers(membership_.options().layers, membership_.options().stages, member->position);
+    LoadCosts& of_stage = costs.emplace_back();
+    of_stage.bytes_of_token = uint64_t{end - begin} * options_.kv_row_bytes;
+    of_stage.load_rate = member->beat.load_rate;
+    of_stage.prefill_rate = member->beat.prefill_rate;
+  }
+  return coordinator::worth_loading(blocks, costs);
 }
 
 // --------------------------------------------------------------------------------- small calls

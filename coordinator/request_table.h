@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include "coordinator/hot_groups.h"
+#include "coordinator/load_choice.h"
 #include "coordinator/membership.h"
 #include "coordinator/request_run.h"
 
@@ -31,6 +33,7 @@ struct RequestTableOptions {
   uint32_t max_requests = 1024;
   uint32_t deadline_ms = 600'000;
   uint32_t vocab = 0, max_context = 0;
+  uint32_t kv_row_bytes = 0;  // of a token in a layer
   std::string policy = "kv_aware";
   RunFacts facts;
   uint64_t coordinator_life = 0;  // the high half of every request id
@@ -69,6 +72,9 @@ class RequestTable final : public RunServices {
   void prefilled(RequestRun& run) override;
   void cancel_at(NodeId node, uint16_t actor, RequestId request, uint32_t attempt) override;
   void release_lease(NodeId store, RequestId request, uint32_t attempt) override;
+  node::StoreSites stores() override;
+  std::vector<size_t> copies(std::span<const base::Hash128> keys) override;
+  uint32_t worth_loading(uint32_t blocks, const Placement& placement) override;
   RequestCounters& counters() override { return counters_; }
   Latencies& latencies() override { return latencies_; }
   OpenCalls& open_calls() override { return open_; }
@@ -104,6 +110,7 @@ class RequestTable final : public RunServices {
   Time hold_until_{};
   bool pumping_ = false, pump_again_ = false;
   bool draining_ = false;
+  HotGroups hot_;
   RequestCounters counters_;
   Latencies latencies_;
   OpenCalls open_;

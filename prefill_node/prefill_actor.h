@@ -91,6 +91,7 @@ class PrefillActor final : public actor::Actor,
   void job_moved(Job& job) override;
   void job_stale(Job& job) override;
   void job_failed(Job& job, base::Error error, bool without_cache) override;
+  void job_waits(bool waits) override;
 
   Task<void> load(Context& ctx, model::LayerRange layers, uint64_t turn);
   proto::Outcome open_job(Context& ctx, const proto::StartPrefill& start);
@@ -116,7 +117,8 @@ class PrefillActor final : public actor::Actor,
   std::unique_ptr<model::KvPool> pool_;           // with the engine
   uint64_t loads_ = 0;                            // counts welcomes; a load of an older one ends
   std::map<base::NodeId, proto::ViewNode> seen_;  // the view before
-  StoreOutbox outbox_;
+  node::RateMeter load_rate_, prefill_rate_;
+  node::StoreOutbox outbox_;
   EndedAttempts ended_;
   ChunkScheduler scheduler_;
   uint32_t passes_ = 0, reports_ = 0;
