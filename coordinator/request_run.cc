@@ -308,7 +308,11 @@ bool RequestRun::attempt_failed(NodeId from, const proto::AttemptFailed& message
   failure.error = base::Error{code_of(message.code), message.what};
   failure.without_cache = message.without_cache;
   failure.numerical = is_numerical(message);
-  failure.node = is_decode(from) ? from : message.blamed;
+  if (is_decode(from)) failure.node = from;
+  if (is_stage(from) && is_decode(message.blamed)) {
+    failure.node = message.blamed;
+    services_.cut_off(message.blamed);
+  }
   fail_attempt(std::move(failure));
   wake();
   return true;

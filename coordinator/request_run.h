@@ -55,6 +55,8 @@ class RunServices {
   virtual void no_room() = 0;
   // Every node of the run's placement has taken it.
   virtual void started(RequestRun& run) = 0;
+  // A stage says that this rank does not answer it.
+  virtual void cut_off(NodeId rank) = 0;
   // Its stages are free again.
   virtual void prefilled(RequestRun& run) = 0;
   // Tells a node to free all attempts ≤ attempt; nothing when the node has left the view.

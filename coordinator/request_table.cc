@@ -18,6 +18,10 @@ using std::chrono::seconds;
 
 namespace {
 constexpr base::Duration kNoRoomPause = milliseconds(50);  // docs/PROTOCOL.md "A request"
+// A rank that stages could not reach so often within this time is left alone while there is
+// another.
+constexpr size_t kCutOffs = 3;
+constexpr base::Duration kCutOffWindow = seconds(10);
 constexpr uint64_t kCancelsPerRequest = 8;  // open ones, by max_requests; more are left to leases
 }  // namespace
 
@@ -101,6 +105,7 @@ void RequestTable::cancel(RequestId request) {
 }
 
 void RequestTable::node_gone(NodeId node) {
+  cut_off_.erase(node);
   std::vector<RequestId> ids;
   for (const auto& [id, run] : runs_) ids.push_back(id);
   for (RequestId id : ids) {
@@ -214,6 +219,8 @@ bool RequestTable::place_first() {
   request.turn = turns_;
   request.draw = policy_->draws ? ctx_.random() : 0;
   request.avoid = run->avoid();
+  const std::vector<NodeId> others = shunned();
+  request.avoid.insert(request.avoid.end(), others.begin(), others.end());
   const PlacementView now = view();
   PlaceAnswer answer = place(now, request, policy_->pick);
   switch (answer.verdict) {
@@ -269,6 +276,21 @@ void RequestTable::prefilled(RequestRun& run) {
   starting_.erase(run.id());
   hold_until_ = {};
   if (one_by_one_) pump();
+}
+
+void RequestTable::cut_off(NodeId rank) {
+  std::deque<Time>& times = cut_off_[rank];
+  times.push_back(ctx_.now());
+  if (times.size() > kCutOffs) times.pop_front();
+}
+
+std::vector<NodeId> RequestTable::shunned() const {
+  std::vector<NodeId> ranks;
+  for (const auto& [rank, times] : cut_off_) {
+    if (times.size() == kCutOffs && ctx_.now() - times.front() < kCutOffWindow)
+      ranks.push_back(rank);
+  }
+  return ranks;
 }
 
 std::unique_ptr<RequestRun> RequestTable::remove(RequestId request) {

@@ -6,6 +6,7 @@
 // their nodes at once; after a node refused one for lack of room they go one by one, so that a long
 // queue costs a full cluster one question per change and not one per request.
 #pragma once
+#include <deque>
 #include <map>
 #include <memory>
 #include <set>
@@ -70,6 +71,7 @@ class RequestTable final : public RunServices {
   void no_room() override;
   void started(RequestRun& run) override;
   void prefilled(RequestRun& run) override;
+  void cut_off(NodeId rank) override;
   void cancel_at(NodeId node, uint16_t actor, RequestId request, uint32_t attempt) override;
   void release_lease(NodeId store, RequestId request, uint32_t attempt) override;
   node::StoreSites stores() override;
@@ -88,6 +90,7 @@ class RequestTable final : public RunServices {
   base::Status may_enter(Submission& submission) const;
   PlacementView view() const;
   bool place_first();  // false: it has to wait
+  std::vector<NodeId> shunned() const;
   base::Error late(const RequestRun& run) const;
   RequestId next_id();
   static Task<void> call_cancel(RequestTable& table, NodeId node, uint16_t actor,
@@ -111,6 +114,7 @@ class RequestTable final : public RunServices {
   bool pumping_ = false, pump_again_ = false;
   bool draining_ = false;
   HotGroups hot_;
+  std::map<NodeId, std::deque<Time>> cut_off_;  // the last times, at most kCutOffs each
   RequestCounters counters_;
   Latencies latencies_;
   OpenCalls open_;

@@ -85,6 +85,11 @@ Task<void> Job::watch_deadline() {
   failed(std::move(error), /*without_cache=*/false);
 }
 
+void Job::unreachable(base::NodeId node) {
+  base::Error error{base::Code::kUnavailable, "the decode rank does not answer this stage"};
+  facts_.owner.job_failed(*this, std::move(error), /*without_cache=*/false, node);
+}
+
 proto::Outcome Job::accept(const proto::StageInput& input, const base::Blob& rows) {
   if (stage_ == 0) return proto::Outcome::kCorrupt;  // it cuts the chunks itself
   return inputs_.accept(input.token_begin, input.token_count, rows);

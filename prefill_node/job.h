@@ -23,7 +23,7 @@ class JobOwner {
   virtual ~JobOwner() = default;
   virtual void job_moved(Job& job) = 0;
   virtual void job_stale(Job& job) = 0;
-  virtual void job_failed(Job& job, base::Error error, bool without_cache) = 0;
+  virtual void job_failed(Job& job, base::Error error, bool without_cache, base::NodeId blamed) = 0;
   // Its pass waits for cached KV, or goes on: meanwhile others may compute.
   virtual void job_waits(bool waits) = 0;
 };
@@ -93,8 +93,9 @@ class Job final : private Party {
   void moved() override;
   void stale() override { facts_.owner.job_stale(*this); }
   void failed(base::Error error, bool without_cache) override {
-    facts_.owner.job_failed(*this, std::move(error), without_cache);
+    facts_.owner.job_failed(*this, std::move(error), without_cache, {});
   }
+  void unreachable(base::NodeId node) override;
   Task<void> watch_deadline();
   void wake_pass();
   Task<void> resume_pass();

@@ -85,7 +85,7 @@ void PrefillActor::view_changed(Context&, const node::View& view) {
   for (Job* job : broken) {
     if (job->over()) continue;  // it lost two nodes
     base::Error error{Code::kPeerGone, "a node of the attempt left the cluster"};
-    job_failed(*job, std::move(error), /*without_cache=*/false);
+    job_failed(*job, std::move(error), /*without_cache=*/false, {});
   }
 }
 
@@ -308,7 +308,8 @@ void PrefillActor::job_stale(Job& job) {
   pump();
 }
 
-void PrefillActor::job_failed(Job& job, base::Error error, bool without_cache) {
+void PrefillActor::job_failed(Job& job, base::Error error, bool without_cache,
+                              base::NodeId blamed) {
   ++counters_.attempts_failed;
   ctx_->log(Level::kInfo, "prefill.failed",
             {{"request", job.key().request.value},
@@ -320,6 +321,7 @@ void PrefillActor::job_failed(Job& job, base::Error error, bool without_cache) {
   message.code = static_cast<uint16_t>(error.code);
   message.what = std::move(error.what);
   message.without_cache = without_cache;
+  message.blamed = blamed;
   ended_.dropped(job.key());
   remove(job);
   ctx_->spawn(report(*ctx_, std::move(message)));

@@ -90,7 +90,7 @@ class PrefillActor final : public actor::Actor,
   // JobOwner
   void job_moved(Job& job) override;
   void job_stale(Job& job) override;
-  void job_failed(Job& job, base::Error error, bool without_cache) override;
+  void job_failed(Job& job, base::Error error, bool without_cache, base::NodeId blamed) override;
   void job_waits(bool waits) override;
 
   Task<void> load(Context& ctx, model::LayerRange layers, uint64_t turn);
