@@ -5,13 +5,13 @@
 namespace prefill {
 
 CacheLoader::CacheLoader(Context& ctx, Party& party, Facts facts, KvShipper& shipper,
-                         node::StoreOutbox& outbox, node::RateMeter& rate)
+                         node::StoreOutbox& outbox, LoadCounters& counters)
     : ctx_(ctx),
       party_(party),
       facts_(std::move(facts)),
       shipper_(shipper),
       outbox_(outbox),
-      rate_(rate),
+      counters_(counters),
       left_(facts_.layers.count(), groups()) {}
 
 void CacheLoader::start() {
@@ -52,12 +52,21 @@ Task<void> CacheLoader::run(Fetch fetch) {
   --left_[fetch.layer - facts_.layers.begin];
   shipper_.push(fetch.layer, fetch.first * model::kBlockTokens, fetch.count * model::kBlockTokens);
   copy_on(fetch, answer->blobs);
-  bytes_ += size_t{fetch.count} * facts_.kv.pool->entry_bytes();
-  const bool all = asked_ == groups() * facts_.layers.count() && unanswered_ == 0;
-  if (all && bytes_ >= kMeasuredLeast)
-    rate_.add(static_cast<double>(bytes_), base::seconds(ctx_.now() - begun_), ctx_.now());
+  count(fetch);
   pump();
   party_.moved();
+}
+
+void CacheLoader::count(const Fetch& fetch) {
+  const uint64_t size = uint64_t{fetch.count} * facts_.kv.pool->entry_bytes();
+  const double since = base::seconds(ctx_.now() - begun_);
+  bytes_ += size;
+  counters_.bytes += size;
+  const uint32_t first = facts_.layers.begin;
+  if (fetch.layer == first && has(first)) counters_.wait_seconds += since;
+  if (asked_ < groups() * facts_.layers.count() || unanswered_ > 0) return;
+  counters_.seconds += since;
+  if (bytes_ >= kMeasuredLeast) counters_.rate.add(static_cast<double>(bytes_), since, ctx_.now());
 }
 
 bool CacheLoader::take(const Fetch& fetch, const proto::FetchKv& asked,

@@ -16,6 +16,14 @@
 
 namespace prefill {
 
+// What loading cached prefixes took on this stage.
+struct LoadCounters {
+  node::RateMeter rate;  // bytes a second of stores' answers, lately
+  uint64_t bytes = 0;
+  double seconds = 0;       // from a load's first question to its last answer
+  double wait_seconds = 0;  // of these, that nothing of the request computed
+};
+
 class CacheLoader {
  public:
   // A fetch is of one layer of one group, which is at one store.
@@ -33,7 +41,7 @@ class CacheLoader {
     model::KvView kv;
   };
   CacheLoader(Context& ctx, Party& party, Facts facts, KvShipper& shipper,
-              node::StoreOutbox& outbox, node::RateMeter& rate);
+              node::StoreOutbox& outbox, LoadCounters& counters);
 
   void start();
   // The layer's cached rows are all here.
@@ -51,6 +59,7 @@ class CacheLoader {
   bool take(const Fetch& fetch, const proto::FetchKv& asked,
             const actor::Incoming<proto::KvData>& data);
   void copy_on(const Fetch& fetch, const base::Blobs& blobs);
+  void count(const Fetch& fetch);
 
   // Constant after construction.
   Context& ctx_;
@@ -58,7 +67,7 @@ class CacheLoader {
   const Facts facts_;
   KvShipper& shipper_;
   node::StoreOutbox& outbox_;
-  node::RateMeter& rate_;
+  LoadCounters& counters_;
   // Owned state.
   uint32_t asked_ = 0;          // fetches, in the order layer, group
   std::vector<uint32_t> left_;  // of each layer: fetches whose blocks are not here

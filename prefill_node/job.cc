@@ -69,7 +69,7 @@ Job::Job(const StageFacts& facts, proto::StartPrefill start, std::vector<model::
   cached.all_layers = facts_.shape.layers;
   cached.layers = facts.layers;
   cached.kv = kv_;
-  loader_.emplace(facts.ctx, party, std::move(cached), shipper_, facts.outbox, facts.load_rate);
+  loader_.emplace(facts.ctx, party, std::move(cached), shipper_, facts.outbox, facts.loaded);
 }
 
 void Job::begin() {
@@ -126,6 +126,7 @@ void Job::begin_chunk() {
 }
 
 Task<void> Job::await_kv(uint32_t layer) {
+  const base::Time begun = facts_.ctx.now();
   facts_.owner.job_waits(true);
   while (!has_kv(layer)) {
     base::Slot<bool> slot;
@@ -134,6 +135,7 @@ Task<void> Job::await_kv(uint32_t layer) {
     co_await slot;
   }
   facts_.owner.job_waits(false);
+  facts_.loaded.wait_seconds += base::seconds(facts_.ctx.now() - begun);
 }
 
 void Job::wake_pass() {

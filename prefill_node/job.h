@@ -6,7 +6,6 @@
 
 #include "model/engine.h"
 #include "model/sampler.h"
-#include "node/rate_meter.h"
 #include "node/store_outbox.h"
 #include "prefill_node/cache_loader.h"
 #include "prefill_node/kv_shipper.h"
@@ -37,7 +36,7 @@ struct StageFacts {
   model::KvPool& pool;
   uint32_t chunk_tokens;
   ShipperCounters& shipped;
-  node::RateMeter& load_rate;  // bytes a second of stores' answers
+  LoadCounters& loaded;
   node::StoreOutbox& outbox;
   const node::View& view;  // whose stores computed blocks are offered to
 };

@@ -106,7 +106,7 @@ void PrefillActor::fill(proto::Heartbeat& beat) {
   beat.blocks_used = pool_ ? pool_->used() : 0;
   beat.blocks_total = pool_ ? pool_->total() : 0;
   if (ctx_ != nullptr) {
-    beat.load_rate = load_rate_.value(ctx_->now());
+    beat.load_rate = counters_.loaded.rate.value(ctx_->now());
     beat.prefill_rate = prefill_rate_.value(ctx_->now());
   }
   const auto count = [&beat](const char* name, uint64_t value) {
@@ -121,6 +121,9 @@ void PrefillActor::fill(proto::Heartbeat& beat) {
   count("prefill_no_room_total", c.no_room);
   count("kv_rows_sent_total", c.shipped.rows);
   count("kv_bytes_sent_total", c.shipped.bytes);
+  count("prefill_load_bytes_total", c.loaded.bytes);
+  beat.counters.emplace_back("prefill_load_seconds_total", c.loaded.seconds);
+  beat.counters.emplace_back("prefill_load_wait_seconds_total", c.loaded.wait_seconds);
   count("store_entries_put_total", outbox_.counters().stored);
   count("store_entries_dropped_total", outbox_.counters().dropped);
   count("transport_corrupt_total", c.corrupt + c.shipped.corrupt);
@@ -182,7 +185,7 @@ Outcome PrefillActor::open_job(Context& ctx, const proto::StartPrefill& start) {
                          *pool_,
                          config_.chunk_tokens,
                          counters_.shipped,
-                         load_rate_,
+                         counters_.loaded,
                          outbox_,
                          membership_.view()};
   auto job = std::make_unique<Job>(facts, start, std::move(*blocks));

@@ -55,6 +55,7 @@ struct PrefillCounters {
   uint64_t chunks = 0, tokens = 0, cached_tokens = 0, attempts_done = 0, attempts_failed = 0;
   uint64_t stale = 0, corrupt = 0, no_room = 0;
   ShipperCounters shipped;
+  LoadCounters loaded;
 };
 
 class PrefillActor final : public actor::Actor,
@@ -117,7 +118,7 @@ class PrefillActor final : public actor::Actor,
   std::unique_ptr<model::KvPool> pool_;           // with the engine
   uint64_t loads_ = 0;                            // counts welcomes; a load of an older one ends
   std::map<base::NodeId, proto::ViewNode> seen_;  // the view before
-  node::RateMeter load_rate_, prefill_rate_;
+  node::RateMeter prefill_rate_;
   node::StoreOutbox outbox_;
   EndedAttempts ended_;
   ChunkScheduler scheduler_;

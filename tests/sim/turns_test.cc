@@ -3,6 +3,8 @@
 #include <fmt/core.h>
 #include <gtest/gtest.h>
 
+#include "base/rendezvous.h"
+#include "kvstore/kvstore_actor.h"
 #include "model/checkpoint.h"
 #include "model/forward.h"
 #include "model/tokenizer.h"
@@ -131,6 +133,32 @@ TEST(Stores, OneThatJoinsGetsWhatIsItsOwnAndServesItWhenTheOtherDies) {
   EXPECT_GT(left, 0u);
   EXPECT_LT(left, all);
   EXPECT_EQ(cached(), all);  // what was lost is computed once
+}
+
+TEST(Stores, WhatManyAskForGetsASecondCopy) {
+  Model& model = served();
+  ClusterOptions options;
+  options.stores = 3;
+  SimCluster cluster(options, *model.engine);
+  ASSERT_TRUE(run_for_most(cluster, [&] { return cluster.ready(); }));
+  coordinator::Submission prompt = first_turn("def main():\n", 2);
+  while (prompt.prompt.size() < 300) {
+    const std::vector<base::TokenId> half = prompt.prompt;
+    prompt.prompt.insert(prompt.prompt.end(), half.begin(), half.end());
+  }
+  const auto holders = [&] {
+    size_t stores = 0;
+    for (uint32_t i = 0; i < 3; ++i) {
+      auto* actor = cluster.host().actor(fmt::format("kvstore-{}", i));
+      stores += static_cast<kvstore::KvstoreActor*>(actor)->index().blocks() > 0;
+    }
+    return stores;
+  };
+  for (uint32_t asked = 1; asked <= 2 * base::kHotUses; ++asked) {
+    const Outcome& got = ask(cluster, prompt);
+    EXPECT_EQ(got.usage.cached_tokens, asked == 1 ? 0 : whole_blocks(prompt.prompt.size()));
+    EXPECT_EQ(holders(), asked < base::kHotUses ? 1u : 2u) << asked;
+  }
 }
 
 TEST(Stores, ADeathDuringTheLoadIsOneMoreAttemptAndNoError) {
