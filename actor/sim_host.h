@@ -32,6 +32,7 @@ struct SimNetwork {
   double loss = 0.0;
   double duplicate = 0.0;
   double reorder = 0.0;  // this message is held back by up to 20 ms
+  double corrupt = 0.0;  // a bit of one of the message's bulk frames flips
   double bytes_per_second = 1e9;
 };
 

@@ -62,6 +62,13 @@ void SimHost::State::send(Node& from, Node* to, SimWire wire) {
   if (to == nullptr || blocked(from, *to) || network_rng.chance(network.loss)) {
     return trace(from, to, wire, Time{});
   }
+  if (network.corrupt > 0 && !wire.blobs.empty() && network_rng.chance(network.corrupt)) {
+    base::Bytes& blob = wire.blobs[network_rng.below(wire.blobs.size())];
+    if (!blob.empty()) {
+      const uint64_t bit = network_rng.below(blob.size() * 8);
+      blob[bit / 8] ^= static_cast<std::byte>(1u << bit % 8);
+    }
+  }
   const Pair pair{from.index, to->index};
   const double seconds = static_cast<double>(wire.size()) / network.bytes_per_second;
   Time& line = line_free[pair];

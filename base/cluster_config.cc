@@ -95,7 +95,7 @@ void ClusterFile::cluster_and_nodes() {
   decode.bytes("kv_ram", &c_.decode_kv_bytes, {kMiB, kTiB, "KV of running sequences, per rank"});
 
   Section kvstore = reader_.section("kvstore");
-  kvstore.integer("nodes", &c_.kvstore_nodes, {0, 1, "kvstore processes; 0: no prefix cache"});
+  kvstore.integer("nodes", &c_.kvstore_nodes, {0, 64, "kvstore processes; 0: no prefix cache"});
   kvstore.bytes("ram", &c_.kvstore_ram_bytes, {kMiB, kTiB, "RAM tier, per process"});
   kvstore.choice("policy", &c_.kvstore_policy,
                  {{"lru", "lfu", "cost_aware"}, "which blocks leave when room is needed"});

@@ -34,7 +34,7 @@ struct ClusterConfig {
   uint32_t steps_per_schedule = 1;  // only 1 is offered
   uint64_t decode_kv_bytes = 512u << 20;
   // [kvstore]
-  uint32_t kvstore_nodes = 1;  // 0 or 1
+  uint32_t kvstore_nodes = 1;  // 0: no prefix cache
   uint64_t kvstore_ram_bytes = 256u << 20;
   std::string kvstore_policy = "lru";  // or lfu, cost_aware
   std::string kvstore_disk;            // folder; empty: no disk tier

@@ -77,6 +77,11 @@ Parsed<Prepared> prepare(Dialect dialect, std::string_view body, const ApiModel&
   return out;
 }
 
+std::string salt_of(const std::string& cache_salt, const std::string& tenant) {
+  if (!cache_salt.empty()) return "salt " + cache_salt;
+  return tenant.empty() ? std::string() : "key " + tenant;
+}
+
 std::vector<Submission> submissions(const Prepared& prepared, uint32_t max_context) {
   const GenerationRequest& request = prepared.request;
   std::vector<Submission> out;

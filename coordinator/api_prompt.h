@@ -21,6 +21,10 @@ Parsed<Prepared> prepare(Dialect dialect, std::string_view body, const ApiModel&
                          const model::Tokenizer& tokenizer, const model::ChatFormat& format);
 // Choice i is answered by submission i: all n of the first prompt, then of the second. A default
 // maximum of tokens gives way to min_tokens and to what the context leaves.
+// What keeps tenants' cached prefixes apart: the request's own salt if it has one, else the API
+// key.
+std::string salt_of(const std::string& cache_salt, const std::string& tenant);
+
 std::vector<Submission> submissions(const Prepared& prepared, uint32_t max_context);
 
 // The response bodies of the two small routes.

@@ -1,19 +1,20 @@
 #include "coordinator/block_keys.h"
 
-#include <bit>
 #include <string>
 
 #include "base/bytes.h"
 #include "model/kv_pool.h"
+#include "proto/store.h"
 
 namespace coordinator {
 
-static_assert(std::endian::native == std::endian::little, "token bytes are hashed as they stand");
+base::Hash128 block_space(const base::Hash128& model, const base::Hash128& layout,
+                          const base::Hash128& arithmetic) {
+  return base::hash128("serval kv block 2 " + model.hex() + layout.hex() + arithmetic.hex());
+}
 
-base::Hash128 block_root(const base::Hash128& model, const base::Hash128& layout,
-                         std::string_view salt) {
-  const base::Hash128 name = base::hash128("serval kv block 1 " + model.hex() + layout.hex());
-  return base::hash_chain(name, base::as_bytes(salt));
+base::Hash128 block_root(const base::Hash128& space, std::string_view salt) {
+  return base::hash_chain(space, base::as_bytes(salt));
 }
 
 std::vector<base::Hash128> block_keys(const base::Hash128& root,
@@ -23,7 +24,7 @@ std::vector<base::Hash128> block_keys(const base::Hash128& root,
   base::Hash128 key = root;
   for (size_t begin = 0; begin + model::kBlockTokens <= tokens.size();
        begin += model::kBlockTokens) {
-    key = base::hash_chain(key, std::as_bytes(tokens.subspan(begin, model::kBlockTokens)));
+    key = proto::block_key(key, tokens.subspan(begin, model::kBlockTokens));
     keys.push_back(key);
   }
   return keys;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "coordinator/block_keys.h"
+
 namespace coordinator {
 
 using actor::Address;
@@ -54,7 +56,10 @@ void CoordinatorActor::start(Context& ctx) {
   requests.vocab = options_.shape.vocab;
   requests.max_context = context_of(options_);
   requests.policy = options_.config.placement;
-  requests.facts = {options_.shape.eos, options_.shape.model_digest, options_.shape.layout_digest};
+  requests.kv_row_bytes = options_.shape.kv_row_bytes;
+  requests.facts = {options_.shape.eos,
+                    block_space(options_.shape.model_digest, options_.shape.layout_digest,
+                                options_.shape.arithmetic_digest)};
   requests.coordinator_life = life;
   requests_.emplace(std::move(requests), *membership_, ctx);
   ctx.spawn(tick());

@@ -355,6 +355,9 @@ awaitable<void> Connection::generate(Dialect dialect) {
   std::optional<Parsed<Prepared>> prepared;
   std::function<void()> job = [&] {
     prepared = prepare(dialect, request_.body, impl_.options.model, impl_.tokenizer, impl_.format);
+    if (!*prepared) return;
+    std::string& salt = (*prepared)->request.cache_salt;
+    salt = salt_of(salt, request_.tenant);
   };
   const bool ran = co_await run_job(std::move(job));
   std::string().swap(request_.body);

@@ -129,6 +129,7 @@ awaitable<bool> RequestReader::read(HttpRequest& request) {
   request.routed = find_route(view(head.method_string()), view(head.target()));
   request.request_id = usable_request_id(view(head["x-request-id"]));
   request.wanted_headers = std::string(view(head["access-control-request-headers"]));
+  request.tenant = tenant_of(view(head[http::field::authorization]), view(head["x-api-key"]));
   request.http11 = head.version() >= 11;
   request.head = head.method() == http::verb::head;
   request.keep_alive = !ec && head.keep_alive();

@@ -48,6 +48,7 @@ struct HttpRequest {
   Routed routed;
   std::string request_id;      // the client's, or empty
   std::string wanted_headers;  // of a preflight
+  std::string tenant;          // tenant_of() its headers
   std::string body;
   bool http11 = true, head = false, keep_alive = false;
   std::optional<ApiError> refusal;  // it could not be read; the connection ends after the answer

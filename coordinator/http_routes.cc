@@ -6,6 +6,8 @@
 #include <array>
 #include <cctype>
 
+#include "base/hash.h"
+
 namespace coordinator {
 
 namespace {
@@ -96,6 +98,23 @@ Routed find_route(std::string_view method, std::string_view target) {
   out.label = "unknown";
   out.error = not_found("There is no such route", "route_not_found");
   return out;
+}
+
+std::string tenant_of(std::string_view authorization, std::string_view api_key) {
+  std::string_view key = api_key;
+  if (key.empty()) {
+    key = authorization;
+    constexpr std::string_view kBearer = "bearer ";
+    const auto same = [](char a, char b) {
+      return std::tolower(static_cast<unsigned char>(a)) == b;
+    };
+    if (key.size() > kBearer.size() &&
+        std::equal(kBearer.begin(), kBearer.end(), key.begin(),
+                   [&](char wanted, char got) { return same(got, wanted); })) {
+      key.remove_prefix(kBearer.size());
+    }
+  }
+  return key.empty() ? std::string() : base::hash128(key).hex();
 }
 
 std::string usable_request_id(std::string_view text) {

@@ -36,6 +36,10 @@ struct Routed {
 // ignored; other spellings of a path (doubled slashes, dot segments) are other paths. HEAD is GET.
 Routed find_route(std::string_view method, std::string_view target);
 
+// Names who asks by the API key in the request's headers, of which it keeps only a hash; empty
+// without a key.
+std::string tenant_of(std::string_view authorization, std::string_view api_key);
+
 // A client's x-request-id if it can be repeated in a header and a log line, else empty.
 std::string usable_request_id(std::string_view text);
 

@@ -81,7 +81,6 @@ PlaceAnswer place(const PlacementView& view, const PlacementRequest& request, Po
   const std::vector<RankLoad>& ranks = preferred.empty() ? roomy : preferred;
   answer.verdict = PlaceVerdict::kPlaced;
   answer.placement.decode = ranks[policy(ranks, request)].node;
-  answer.placement.store = view.store;
   return answer;
 }
 

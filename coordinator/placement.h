@@ -36,7 +36,6 @@ struct StageLoad {
 struct PlacementView {
   std::vector<std::optional<StageLoad>> stages;  // the ready node of each stage
   std::vector<RankLoad> ranks;                   // ready ones, ascending rank
-  NodeId store;                                  // 0: none
 };
 
 struct PlacementRequest {
@@ -51,7 +50,6 @@ struct PlacementRequest {
 struct Placement {
   std::vector<NodeId> stages;
   NodeId decode;
-  NodeId store;
 };
 
 enum class PlaceVerdict : uint8_t {

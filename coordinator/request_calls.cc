@@ -49,22 +49,26 @@ RequestRun* RequestRun::waiting_run(RunServices& services, RequestId id, uint32_
   return current ? run : nullptr;
 }
 
-Task<void> RequestRun::ask_store(RunServices& services, RequestId id, uint32_t attempt,
-                                 NodeId store, proto::LookupPrefix message) {
+Task<void> RequestRun::ask_store(RunServices& services, NodeId store, proto::LookupPrefix message) {
   const CallOptions options{"store.lookup", kLookup, kLookup};
   const Address to{store, proto::kKvstore};
+  const RequestId id = message.request;
+  const uint32_t attempt = message.attempt;
   ++services.open_calls().asks;
   auto call = services.context().call<proto::PrefixFound>(to, std::move(message), options);
   auto answer = co_await std::move(call);
   --services.open_calls().asks;
-  const uint32_t blocks = answer ? answer->msg.blocks : 0;
   // The lease is given back when the attempt needs it no more, whatever was answered: a doubled
   // lookup may find and lease what the first one did not, and the store refuses lookups after their
   // release.
-  if (RequestRun* run = waiting_run(services, id, attempt)) {
-    run->attempt_.cached_blocks = blocks;
-    run->wake();
+  RequestRun* run = waiting_run(services, id, attempt);
+  if (run == nullptr) co_return;
+  if (answer) {
+    run->attempt_.plan->answered(store, answer->msg);
+  } else {
+    run->attempt_.plan->silent(store);
   }
+  run->wake();
 }
 
 Task<void> RequestRun::ask_rank(RunServices& services, NodeId rank, proto::ReserveKv message) {

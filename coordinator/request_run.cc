@@ -23,6 +23,9 @@ namespace {
 constexpr uint32_t kAttempts = 20;  // docs/PROTOCOL.md "A request"
 constexpr Duration kBackoffLeast = milliseconds(20), kBackoffMost = seconds(1);
 constexpr milliseconds kLeaseMost = seconds(120);
+// Attempts that may fail for a missing or bad entry: the stores have dropped a bad one, and one
+// that died is out of the view. What fails again is computed.
+constexpr uint32_t kCacheFailures = 2;
 
 // A failure that says the arithmetic went wrong on a rank: not finite, or a broken promise there.
 bool is_numerical(const proto::AttemptFailed& message) {
@@ -61,7 +64,7 @@ RequestRun::RequestRun(RunServices& services, const RunFacts& facts, RunStart st
       id_(start.id),
       arrival_(start.arrival),
       submission_(std::move(start.submission)),
-      block_root_(block_root(facts.model, facts.layout, submission_.salt)),
+      block_root_(block_root(facts.space, submission_.salt)),
       submitted_(start.submitted),
       deadline_(start.deadline),
       sink_(std::move(start.sink)),
@@ -94,28 +97,35 @@ Task<void> RequestRun::find_place() {
 }
 
 Task<void> RequestRun::look_up() {
-  const NodeId store = attempt_.placement->store;
   const uint32_t blocks = cacheable_blocks(tokens_.size());
-  if (!store || without_cache_ || blocks == 0) {
-    attempt_.cached_blocks = 0;
-  } else {
-    proto::LookupPrefix message;
+  if (cache_failures_ < kCacheFailures && blocks > 0) {
+    ask_stores(blocks);
+    while (going() && !attempt_.plan->complete()) co_await event();
+    if (!going()) co_return;
+    attempt_.cached_blocks = services_.worth_loading(attempt_.plan->blocks(), *attempt_.placement);
+  }
+  if (!log_.emitted().empty()) co_return;
+  const uint32_t cached = attempt_.cached_blocks * model::kBlockTokens;
+  cached_tokens_ = std::min(cached_tokens_.value_or(cached), cached);
+}
+
+void RequestRun::ask_stores(uint32_t blocks) {
+  StorePlan::Facts facts;
+  facts.root = block_root_;
+  facts.keys.assign(block_keys_.begin(), block_keys_.begin() + blocks);
+  facts.tokens = tokens_;
+  facts.turn = arrival_;
+  const std::vector<size_t> copies = services_.copies(facts.keys);
+  attempt_.plan.emplace(facts, services_.stores(), copies);
+  const uint64_t lease_ms = std::min(deadline_ms(), static_cast<uint64_t>(kLeaseMost.count()));
+  const auto questions = attempt_.plan->questions();  // an answer may come before the last is asked
+  for (const auto& [store, question] : questions) {
+    proto::LookupPrefix message = question;
     message.request = id_;
     message.attempt = attempt_.number;
-    message.keys.assign(block_keys_.begin(), block_keys_.begin() + blocks);
-    message.tokens.assign(tokens_.begin(), tokens_.begin() + blocks * model::kBlockTokens);
-    message.lease_ms =
-        static_cast<uint32_t>(std::min(deadline_ms(), static_cast<uint64_t>(kLeaseMost.count())));
-    attempt_.lease = true;
-    Task<void> ask = ask_store(services_, id_, attempt_.number, store, std::move(message));
-    services_.context().spawn(std::move(ask));
-    while (going() && !attempt_.cached_blocks) co_await event();
-    if (!going()) co_return;
-    attempt_.cached_blocks = std::min(*attempt_.cached_blocks, blocks);
-  }
-  if (!cached_tokens_) {
-    cached_tokens_ = *attempt_.cached_blocks * model::kBlockTokens;
-    services_.counters().cached_tokens += *cached_tokens_;
+    message.lease_ms = static_cast<uint32_t>(lease_ms);
+    attempt_.leases.push_back(store);
+    services_.context().spawn(ask_store(services_, store, std::move(message)));
   }
 }
 
@@ -127,6 +137,8 @@ Task<void> RequestRun::reserve() {
   message.prompt_tokens = static_cast<uint32_t>(submission_.prompt.size());
   message.sampling = proto::to_wire(submission_.sampling);
   message.deadline_ms = deadline_ms();
+  message.block_root = block_root_;
+  message.space = facts_.space;
   attempt_.reserve_asked = true;
   Task<void> ask = ask_rank(services_, attempt_.placement->decode, std::move(message));
   services_.context().spawn(std::move(ask));
@@ -146,10 +158,15 @@ Task<void> RequestRun::start_prefill() {
   message.sampling = proto::to_wire(submission_.sampling);
   message.stages = attempt_.placement->stages;
   message.decode = attempt_.placement->decode;
-  message.store = attempt_.placement->store;
   message.credits = *attempt_.credits;
-  message.cached_blocks = *attempt_.cached_blocks;
+  message.cached_blocks = attempt_.cached_blocks;
   message.block_keys = block_keys_;
+  message.block_root = block_root_;
+  message.space = facts_.space;
+  if (attempt_.cached_blocks > 0) {
+    message.sources = attempt_.plan->sources(attempt_.cached_blocks);
+    message.copy_to = attempt_.plan->copy_to(attempt_.cached_blocks);
+  }
   message.deadline_ms = deadline_ms();
   attempt_.prefill_asked = true;
   attempt_.starts_open = static_cast<uint32_t>(message.stages.size());
@@ -196,7 +213,7 @@ void RequestRun::judge(const Failure& failure) {
   }
   ++failures_;
   ++services_.counters().failovers;
-  without_cache_ = without_cache_ || failure.without_cache;
+  if (failure.without_cache) ++cache_failures_;
   if (failure.numerical && ++numerical_failures_ > 1) {
     error_ =
         base::Error{Code::kInternal, "the model's arithmetic failed twice: " + failure.error.what};
@@ -212,7 +229,7 @@ void RequestRun::end() {
     abandon_attempt();
   } else if (!attempt_.over) {
     attempt_.over = true;
-    release_lease();
+    release_leases();
     services_.give_back(*this, attempt_.placement);
   }
   const std::unique_ptr<RequestRun> self = services_.remove(id_);
@@ -241,6 +258,7 @@ void RequestRun::end() {
   usage.prompt_tokens = static_cast<uint32_t>(submission_.prompt.size());
   usage.completion_tokens = static_cast<uint32_t>(log_.emitted().size());
   usage.cached_tokens = cached_tokens_.value_or(0);
+  counters.cached_tokens += usage.cached_tokens;
   usage.attempts = attempts_;
   if (finished != FinishReason::kNone) {
     services_.latencies().request.add(services_.context().now() - submitted_);
@@ -272,7 +290,7 @@ void RequestRun::cancel() {
 
 void RequestRun::node_gone(NodeId node) {
   if (!attempt_.placement || !going()) return;
-  if (attempt_.placement->store == node) attempt_.lease = false;
+  std::erase(attempt_.leases, node);
   if (!is_decode(node) && (!is_stage(node) || attempt_.token_seen)) return;
   Failure failure;
   failure.error =
@@ -291,6 +309,10 @@ bool RequestRun::attempt_failed(NodeId from, const proto::AttemptFailed& message
   failure.without_cache = message.without_cache;
   failure.numerical = is_numerical(message);
   if (is_decode(from)) failure.node = from;
+  if (is_stage(from) && is_decode(message.blamed)) {
+    failure.node = message.blamed;
+    services_.cut_off(message.blamed);
+  }
   fail_attempt(std::move(failure));
   wake();
   return true;
@@ -316,7 +338,7 @@ void RequestRun::take(NodeId from, const proto::TokenEntry& entry) {
   }
   if (!attempt_.token_seen && log_.emitted().size() > delivered_) {
     attempt_.token_seen = true;
-    release_lease();
+    release_leases();
     services_.prefilled(*this);
   }
   if (!cancelled_) deliver();
@@ -358,7 +380,7 @@ void RequestRun::fail_attempt(Failure failure) {
 void RequestRun::abandon_attempt() {
   if (attempt_.over) return;
   attempt_.over = true;
-  release_lease();
+  release_leases();
   services_.give_back(*this, attempt_.placement);
   if (!attempt_.placement) return;
   if (attempt_.reserve_asked) {
@@ -370,9 +392,9 @@ void RequestRun::abandon_attempt() {
   }
 }
 
-void RequestRun::release_lease() {
-  if (!std::exchange(attempt_.lease, false)) return;
-  services_.release_lease(attempt_.placement->store, id_, attempt_.number);
+void RequestRun::release_leases() {
+  for (const NodeId store : std::exchange(attempt_.leases, {}))
+    services_.release_lease(store, id_, attempt_.number);
 }
 
 // Hands new tokens to the sink, which may cancel() from inside.

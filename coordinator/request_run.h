@@ -15,6 +15,7 @@
 #include "actor/context.h"
 #include "coordinator/gateway.h"
 #include "coordinator/placement.h"
+#include "coordinator/store_plan.h"
 #include "coordinator/token_log.h"
 #include "proto/request.h"
 #include "proto/store.h"
@@ -54,11 +55,19 @@ class RunServices {
   virtual void no_room() = 0;
   // Every node of the run's placement has taken it.
   virtual void started(RequestRun& run) = 0;
+  // A stage says that this rank does not answer it.
+  virtual void cut_off(NodeId rank) = 0;
   // Its stages are free again.
   virtual void prefilled(RequestRun& run) = 0;
   // Tells a node to free all attempts ≤ attempt; nothing when the node has left the view.
   virtual void cancel_at(NodeId node, uint16_t actor, RequestId request, uint32_t attempt) = 0;
   virtual void release_lease(NodeId store, RequestId request, uint32_t attempt) = 0;
+  // The kvstores that are ready.
+  virtual node::StoreSites stores() = 0;
+  // How many stores should hold each group of these blocks; counts them as asked for.
+  virtual std::vector<size_t> copies(std::span<const base::Hash128> keys) = 0;
+  // How many of these leading blocks are loaded sooner than computed.
+  virtual uint32_t worth_loading(uint32_t blocks, const Placement& placement) = 0;
   virtual RequestCounters& counters() = 0;
   virtual Latencies& latencies() = 0;
   virtual OpenCalls& open_calls() = 0;
@@ -69,7 +78,7 @@ class RunServices {
 // Constant facts of the cluster that every run needs.
 struct RunFacts {
   std::vector<TokenId> eos;
-  base::Hash128 model, layout;
+  base::Hash128 space;  // block_space()
 };
 
 struct RunStart {
@@ -118,12 +127,13 @@ class RequestRun {
     uint32_t number = 0;
     std::optional<Placement> placement;
     bool reserve_asked = false, prefill_asked = false;
-    std::optional<uint32_t> cached_blocks;  // the lookup's answer
-    bool lease = false;                     // the store may hold one
-    std::optional<uint32_t> credits;        // the reservation's answer
-    uint32_t starts_open = 0;               // stages that have not answered
-    bool token_seen = false;                // then the stages have done their part
-    bool over = false;                      // cancelled, or the request ended
+    std::optional<StorePlan> plan;    // of a lookup
+    std::vector<NodeId> leases;       // stores that may hold one
+    uint32_t cached_blocks = 0;       // to be loaded
+    std::optional<uint32_t> credits;  // the reservation's answer
+    uint32_t starts_open = 0;         // stages that have not answered
+    bool token_seen = false;          // then the stages have done their part
+    bool over = false;                // cancelled, or the request ended
     std::optional<Failure> failure;
   };
 
@@ -136,8 +146,7 @@ class RequestRun {
   void end();
 
   // --- calls: coroutines of their own, which find the run again by id when the answer comes
-  static Task<void> ask_store(RunServices& services, RequestId id, uint32_t attempt, NodeId store,
-                              proto::LookupPrefix message);
+  static Task<void> ask_store(RunServices& services, NodeId store, proto::LookupPrefix message);
   static Task<void> ask_rank(RunServices& services, NodeId rank, proto::ReserveKv message);
   static Task<void> ask_stage(RunServices& services, NodeId stage, proto::StartPrefill message);
   static Task<void> wake_later(RunServices& services, RequestId id, base::Duration after);
@@ -150,7 +159,8 @@ class RequestRun {
   void wake();         // may end
   void fail_attempt(Failure failure);
   void abandon_attempt();
-  void release_lease();
+  void ask_stores(uint32_t blocks);
+  void release_leases();
   void judge(const Failure& failure);
   void take(NodeId from, const proto::TokenEntry& entry);
   void deliver();
@@ -175,8 +185,8 @@ class RequestRun {
   std::vector<base::Hash128> block_keys_;  // of tokens_
   uint32_t attempts_ = 0;                  // with KV reserved
   uint32_t failures_ = 0, numerical_failures_ = 0;
-  bool without_cache_ = false;
-  std::optional<uint32_t> cached_tokens_;  // of the first lookup
+  uint32_t cache_failures_ = 0;
+  std::optional<uint32_t> cached_tokens_;  // the fewest of the attempts up to the first token
   std::vector<NodeId> avoid_;
   bool cancelled_ = false;
   std::optional<base::Error> error_;

@@ -18,6 +18,10 @@ using std::chrono::seconds;
 
 namespace {
 constexpr base::Duration kNoRoomPause = milliseconds(50);  // docs/PROTOCOL.md "A request"
+// A rank that stages could not reach so often within this time is left alone while there is
+// another.
+constexpr size_t kCutOffs = 3;
+constexpr base::Duration kCutOffWindow = seconds(10);
 constexpr uint64_t kCancelsPerRequest = 8;  // open ones, by max_requests; more are left to leases
 }  // namespace
 
@@ -101,6 +105,7 @@ void RequestTable::cancel(RequestId request) {
 }
 
 void RequestTable::node_gone(NodeId node) {
+  cut_off_.erase(node);
   std::vector<RequestId> ids;
   for (const auto& [id, run] : runs_) ids.push_back(id);
   for (RequestId id : ids) {
@@ -171,8 +176,6 @@ PlacementView RequestTable::view() const {
     }
     view.ranks.push_back(load);
   }
-  const auto stores = membership_.ready(Role::kKvstore);
-  if (!stores.empty()) view.store = stores.front()->node;
   return view;
 }
 
@@ -216,6 +219,8 @@ bool RequestTable::place_first() {
   request.turn = turns_;
   request.draw = policy_->draws ? ctx_.random() : 0;
   request.avoid = run->avoid();
+  const std::vector<NodeId> others = shunned();
+  request.avoid.insert(request.avoid.end(), others.begin(), others.end());
   const PlacementView now = view();
   PlaceAnswer answer = place(now, request, policy_->pick);
   switch (answer.verdict) {
@@ -273,12 +278,58 @@ void RequestTable::prefilled(RequestRun& run) {
   if (one_by_one_) pump();
 }
 
+void RequestTable::cut_off(NodeId rank) {
+  std::deque<Time>& times = cut_off_[rank];
+  times.push_back(ctx_.now());
+  if (times.size() > kCutOffs) times.pop_front();
+}
+
+std::vector<NodeId> RequestTable::shunned() const {
+  std::vector<NodeId> ranks;
+  for (const auto& [rank, times] : cut_off_) {
+    if (times.size() == kCutOffs && ctx_.now() - times.front() < kCutOffWindow)
+      ranks.push_back(rank);
+  }
+  return ranks;
+}
+
 std::unique_ptr<RequestRun> RequestTable::remove(RequestId request) {
   auto entry = runs_.extract(request);
   CHECK(!entry.empty(), "request {} ends twice", request.value);
   hold_until_ = {};  // its blocks are free, or will be before the next request asks
   pump();            // the run itself is off the table already
   return std::move(entry.mapped());
+}
+
+// ---------------------------------------------------------------------------------- the stores
+
+node::StoreSites RequestTable::stores() {
+  node::StoreSites sites;
+  for (const Member* store : membership_.ready(Role::kKvstore)) sites.add(store->node, store->name);
+  return sites;
+}
+
+std::vector<size_t> RequestTable::copies(std::span<const base::Hash128> keys) {
+  const size_t stores = membership_.ready(Role::kKvstore).size();
+  std::vector<size_t> copies;
+  for (size_t first = 0; first < keys.size(); first += base::kBlocksOfGroup)
+    copies.push_back(base::copies_of(hot_.use(keys[first], ctx_.now()), stores));
+  return copies;
+}
+
+uint32_t RequestTable::worth_loading(uint32_t blocks, const Placement& placement) {
+  std::vector<LoadCosts> costs;
+  for (const NodeId stage : placement.stages) {
+    const Member* member = membership_.find(stage);
+    if (member == nullptr) continue;  // the attempt ends
+    const auto [begin, end] =
+        stage_layers(membership_.options().layers, membership_.options().stages, member->position);
+    LoadCosts& of_stage = costs.emplace_back();
+    of_stage.bytes_of_token = uint64_t{end - begin} * options_.kv_row_bytes;
+    of_stage.load_rate = member->beat.load_rate;
+    of_stage.prefill_rate = member->beat.prefill_rate;
+  }
+  return coordinator::worth_loading(blocks, costs);
 }
 
 // --------------------------------------------------------------------------------- small calls

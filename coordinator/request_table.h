@@ -6,6 +6,7 @@
 // their nodes at once; after a node refused one for lack of room they go one by one, so that a long
 // queue costs a full cluster one question per change and not one per request.
 #pragma once
+#include <deque>
 #include <map>
 #include <memory>
 #include <set>
@@ -13,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "coordinator/hot_groups.h"
+#include "coordinator/load_choice.h"
 #include "coordinator/membership.h"
 #include "coordinator/request_run.h"
 
@@ -31,6 +34,7 @@ struct RequestTableOptions {
   uint32_t max_requests = 1024;
   uint32_t deadline_ms = 600'000;
   uint32_t vocab = 0, max_context = 0;
+  uint32_t kv_row_bytes = 0;  // of a token in a layer
   std::string policy = "kv_aware";
   RunFacts facts;
   uint64_t coordinator_life = 0;  // the high half of every request id
@@ -67,8 +71,12 @@ class RequestTable final : public RunServices {
   void no_room() override;
   void started(RequestRun& run) override;
   void prefilled(RequestRun& run) override;
+  void cut_off(NodeId rank) override;
   void cancel_at(NodeId node, uint16_t actor, RequestId request, uint32_t attempt) override;
   void release_lease(NodeId store, RequestId request, uint32_t attempt) override;
+  node::StoreSites stores() override;
+  std::vector<size_t> copies(std::span<const base::Hash128> keys) override;
+  uint32_t worth_loading(uint32_t blocks, const Placement& placement) override;
   RequestCounters& counters() override { return counters_; }
   Latencies& latencies() override { return latencies_; }
   OpenCalls& open_calls() override { return open_; }
@@ -82,6 +90,7 @@ class RequestTable final : public RunServices {
   base::Status may_enter(Submission& submission) const;
   PlacementView view() const;
   bool place_first();  // false: it has to wait
+  std::vector<NodeId> shunned() const;
   base::Error late(const RequestRun& run) const;
   RequestId next_id();
   static Task<void> call_cancel(RequestTable& table, NodeId node, uint16_t actor,
@@ -104,6 +113,8 @@ class RequestTable final : public RunServices {
   Time hold_until_{};
   bool pumping_ = false, pump_again_ = false;
   bool draining_ = false;
+  HotGroups hot_;
+  std::map<NodeId, std::deque<Time>> cut_off_;  // the last times, at most kCutOffs each
   RequestCounters counters_;
   Latencies latencies_;
   OpenCalls open_;

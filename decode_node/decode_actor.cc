@@ -112,6 +112,7 @@ Task<void> DecodeActor::prepare(Context& ctx, std::vector<uint16_t> share) {
 }
 
 void DecodeActor::view_changed(Context& ctx, const node::View& view) {
+  offers_.view_changed(view);
   if (membership_.state() != proto::NodeState::kReady) return;
   const auto ranks = view.ready(proto::Role::kDecode);
   const auto self = std::ranges::find(ranks, ctx.self().node, &proto::ViewNode::node);
@@ -127,6 +128,7 @@ void DecodeActor::life_lost(Context&) {
   positioned_ = false;
   table_.clear();
   outbox_.clear();
+  offers_.clear();
 }
 
 void DecodeActor::fill(proto::Heartbeat& beat) {
@@ -153,6 +155,8 @@ void DecodeActor::fill(proto::Heartbeat& beat) {
   count("expert_redispatched_total", static_cast<double>(c.expert_redispatched));
   count("expert_wait_seconds_total", c.expert_wait_seconds);
   count("kv_rows_received_total", static_cast<double>(c.kv_rows_received));
+  count("store_entries_put_total", static_cast<double>(offers_.counters().stored));
+  count("store_entries_dropped_total", static_cast<double>(offers_.counters().dropped));
   count("transport_corrupt_total", static_cast<double>(c.corrupt));
   count("stale_dropped_total", static_cast<double>(c.stale));
   count("attempts_failed_total", static_cast<double>(c.attempts_failed));
@@ -300,8 +304,11 @@ Task<void> DecodeActor::run_steps(Context& ctx) {
     ++counters_.steps;
     counters_.batch_rows += batch.size();
     settle(ctx, batch, passed);
+    outbox_.flush(ctx);  // tokens first
+    if (passed) {
+      for (Sequence* sequence : batch) offers_.offer(ctx, *sequence, table_.pool());
+    }
     table_.end_step();
-    outbox_.flush(ctx);
     membership_.progressed();
   }
   stepping_ = false;
@@ -400,6 +407,7 @@ Ledger DecodeActor::ledger() const {
   ledger.reports = reports_;
   ledger.expert_calls = exchange_ ? exchange_->in_flight() : 0;
   ledger.expert_jobs = service_.computing();
+  ledger.storing = static_cast<uint32_t>(offers_.pending());
   return ledger;
 }
 

@@ -15,6 +15,7 @@
 
 #include "actor/actor.h"
 #include "base/fault_point.h"
+#include "decode_node/block_offers.h"
 #include "decode_node/expert_exchange.h"
 #include "decode_node/expert_service.h"
 #include "decode_node/sequence_table.h"
@@ -49,6 +50,7 @@ struct Ledger {
   uint32_t outbox = 0;                         // token messages unacknowledged, entries waiting
   uint32_t reports = 0;                        // AttemptFailed calls under way
   uint32_t expert_calls = 0, expert_jobs = 0;  // asked of others; computed for others
+  uint32_t storing = 0;                        // PutKv waiting or unanswered
   bool operator==(const Ledger&) const = default;
 };
 
@@ -117,6 +119,7 @@ class DecodeActor final : public actor::Actor,
   node::MembershipClient membership_;
   SequenceTable table_;
   TokenOutbox outbox_;
+  BlockOffers offers_;
   ExpertService service_;
   StepBatch step_;
   std::unique_ptr<model::Engine> engine_;     // null until loaded

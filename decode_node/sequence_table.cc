@@ -56,6 +56,9 @@ Outcome SequenceTable::reserve(const proto::ReserveKv& m, Time now) {
   sequence->sampling = proto::from_wire(m.sampling);
   sequence->most_emitted = most;
   sequence->blocks = std::move(*blocks);
+  sequence->block_root = m.block_root;
+  sequence->space = m.space;
+  sequence->stored_blocks = static_cast<uint32_t>(m.tokens.size()) / model::kBlockTokens;
   sequence->intake = KvIntake(shape_.layers, static_cast<uint32_t>(m.tokens.size()));
   sequence->deadline = now + allowed;
   sequence->heard = now;

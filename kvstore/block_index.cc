@@ -90,46 +90,64 @@ proto::Outcome BlockIndex::put(const proto::PutKv& put, const base::Blob& blob) 
   return rows ? proto::Outcome::kOk : proto::Outcome::kNoRoom;
 }
 
-bool BlockIndex::found(const Block& block, const proto::LookupPrefix& asked, size_t i,
-                       size_t size) const {
-  const std::span<const uint32_t> tokens(asked.tokens.data() + i * size, size);
-  const Hash128& parent = i > 0 ? asked.keys[i - 1] : asked.parent;
-  const bool parents = !told(block.parent) || !told(parent) || block.parent == parent;
-  return block.present == block.entries.size() && parents &&
-         std::ranges::equal(block.tokens, tokens);
+std::vector<BlockIndex::Blocks::iterator> BlockIndex::leading(const proto::LookupPrefix& asked,
+                                                              size_t first, size_t count,
+                                                              const Hash128& parent) {
+  const size_t size = asked.tokens.size() / asked.keys.size();
+  std::vector<Blocks::iterator> prefix;
+  for (size_t i = first; i < first + count; ++i) {
+    const auto at = blocks_.find(asked.keys[i]);
+    if (at == blocks_.end()) break;
+    const Block& block = at->second;
+    const Hash128& before = i > first ? asked.keys[i - 1] : parent;
+    const bool parents = !told(block.parent) || !told(before) || block.parent == before;
+    const std::span<const uint32_t> tokens(asked.tokens.data() + i * size, size);
+    const bool complete = block.present == block.entries.size();
+    if (!complete || !parents || !std::ranges::equal(block.tokens, tokens)) break;
+    prefix.push_back(at);
+  }
+  return prefix;
 }
 
-uint32_t BlockIndex::lookup(const proto::LookupPrefix& asked, base::Time now) {
+proto::PrefixFound BlockIndex::find(const proto::LookupPrefix& asked, base::Time now) {
+  std::vector<proto::BlockRun> runs = asked.runs;
+  const size_t count = asked.keys.size();
+  if (runs.empty()) runs.push_back({static_cast<uint32_t>(count), asked.parent});
+  proto::PrefixFound found;
+  found.runs.resize(runs.size());
   const auto released = released_.find(asked.request);
-  if (released != released_.end() && asked.attempt <= released->second) return 0;
+  if (released != released_.end() && asked.attempt <= released->second) return found;
   const auto id = std::make_pair(asked.request, asked.attempt);
   if (const auto former = leases_.find(id); former != leases_.end()) end_lease(former);
 
-  const size_t count = asked.keys.size();
-  std::vector<Blocks::iterator> prefix;
-  const bool divides = count > 0 && asked.tokens.size() % count == 0;
+  uint64_t in_runs = 0;
+  for (const proto::BlockRun& run : runs) in_runs += run.blocks;
+  const bool divides = count > 0 && asked.tokens.size() % count == 0 && in_runs == count;
+  std::vector<std::pair<Blocks::iterator, uint32_t>> held;  // and the end of its chain
   if (divides && leases_.size() < limits_.leases) {
-    for (size_t i = 0; i < count; ++i) {
-      const auto at = blocks_.find(asked.keys[i]);
-      if (at == blocks_.end() || !found(at->second, asked, i, asked.tokens.size() / count)) break;
-      prefix.push_back(at);
+    size_t first = 0;
+    for (size_t i = 0; i < runs.size(); first += runs[i++].blocks) {
+      const auto prefix = leading(asked, first, runs[i].blocks, runs[i].parent);
+      found.runs[i] = static_cast<uint32_t>(prefix.size());
+      for (const auto& at : prefix)
+        held.emplace_back(at, prefix.front()->second.depth + runs[i].blocks);
     }
   }
-  counters_.hits += prefix.size();
-  counters_.misses += count - prefix.size();
-  if (prefix.empty()) return 0;
+  counters_.hits += held.size();
+  counters_.misses += count - held.size();
+  found.blocks = found.runs.front();
+  if (held.empty()) return found;
 
   Lease& lease = leases_[id];
   const base::Duration asked_for = std::chrono::milliseconds(asked.lease_ms);
   lease.until = now + std::min(asked_for, limits_.lease_most);
-  const uint32_t chain = prefix.front()->second.depth + static_cast<uint32_t>(count);
-  for (const auto& at : prefix) {
+  for (const auto& [at, chain] : held) {
     Block& block = at->second;
     ++block.uses;
     block.chain = std::max(block.chain, chain);
     hold(lease, at);
   }
-  return static_cast<uint32_t>(prefix.size());
+  return found;
 }
 
 Fetched BlockIndex::fetch(const proto::FetchKv& asked) {

@@ -76,9 +76,12 @@ class BlockIndex {
   // there already is kept as it is. kCorrupt: malformed, or not what its digests say. kNoRoom: over
   // the budget with nothing to evict, or another block lives under this key.
   proto::Outcome put(const proto::PutKv& put, const base::Blob& blob);
-  // Complete blocks from the first key on. They are held for (request, attempt) until `until`; a
-  // second lookup of the same attempt replaces what the first one held.
-  uint32_t lookup(const proto::LookupPrefix& asked, base::Time now);
+  // Complete blocks from the first key of each run on. They are held for (request, attempt) until
+  // the lease ends; a second lookup of the same attempt replaces what the first one held.
+  proto::PrefixFound find(const proto::LookupPrefix& asked, base::Time now);
+  uint32_t lookup(const proto::LookupPrefix& asked, base::Time now) {
+    return find(asked, now).blocks;
+  }
   // One layer of some blocks, each blob in RAM compared with its digest, a bad one dropped. What is
   // on disk only is in `reads`; report each with came() or bad().
   Fetched fetch(const proto::FetchKv& asked);
@@ -142,7 +145,9 @@ class BlockIndex {
 
   bool well_formed(const proto::PutKv& put, const base::Blob& blob) const;
   static bool same_block(const Block& block, const proto::PutKv& put);
-  bool found(const Block& block, const proto::LookupPrefix& asked, size_t i, size_t size) const;
+  // Where the complete blocks of `asked` from `first` on are, at most `count`.
+  std::vector<Blocks::iterator> leading(const proto::LookupPrefix& asked, size_t first,
+                                        size_t count, const Hash128& parent);
   bool make_room(uint64_t bytes);
   void evict_first();
   // Room for the rows and `more`, and the rows in it; or nothing.

@@ -87,9 +87,7 @@ void KvstoreActor::on(Context& ctx, const Incoming<proto::LookupPrefix>& in) {
   membership_.progressed();
   asked_ = true;
   index_.expire(ctx.now());
-  proto::PrefixFound found;
-  found.blocks = index_.lookup(in.msg, ctx.now());
-  ctx.reply(in, found);
+  ctx.reply(in, index_.find(in.msg, ctx.now()));
 }
 
 void KvstoreActor::on(Context& ctx, const Incoming<proto::ReleaseLease>& in) {

@@ -29,6 +29,10 @@ base::Task<bool> forward(Engine& engine, LayerRange layers, Pass& pass, Site& si
       engine.attend(layer, 0, pass);
       engine.route(layer, pass);
     };
+    if (!site.has_kv(layer)) {
+      base::Task<void> here = site.await_kv(layer);
+      co_await std::move(here);
+    }
     base::Task<void> first = site.compute(std::move(first_half), rows);
     co_await std::move(first);
 
@@ -56,6 +60,11 @@ base::Task<bool> forward(Engine& engine, LayerRange layers, Pass& pass, Site& si
     co_await std::move(last);
   }
   co_return true;
+}
+
+base::Task<void> Site::await_kv(uint32_t layer) {
+  (void)layer;
+  co_return;
 }
 
 base::Task<void> InlineSite::compute(std::function<void()> job, uint32_t rows) {

@@ -19,6 +19,10 @@ class Site {
   // at once and awaited at the layer's end; in between, MLP 0, attention 1 and MLP 1 use pass.h.
   // Reads pass.x, expert_ids. false: could not be had; the pass is void.
   virtual base::Task<bool> run_experts(uint32_t layer, Pass& pass) = 0;
+  // Whether the KV rows before the pass's positions are here in `layer`. If not, await_kv() ends
+  // when they are, or when the site has given up and computes nothing more.
+  virtual bool has_kv(uint32_t layer) { return (void)layer, true; }
+  virtual base::Task<void> await_kv(uint32_t layer);
   // The KV rows of all of the pass's positions in `layer` are final, but for those of rows that
   // pass.faulty names.
   virtual void kv_ready(uint32_t layer, Pass& pass) { (void)layer, (void)pass; }

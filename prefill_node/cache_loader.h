@@ -1,10 +1,14 @@
-// CacheLoader: brings the cached leading blocks of one job from the kvstore into its KV, layer by
-// layer, and hands them to the shipper like computed rows. Whatever is missing or does not match
-// its digest fails the attempt: the next one computes.
+// CacheLoader: brings the cached leading blocks of one job from the kvstores into its KV, layer by
+// layer, and hands them to the shipper like computed rows. A chunk that attends to them may begin
+// when the first layer is here, and waits at each layer for that layer's rows. Whatever is missing
+// or does not match what was asked for fails the attempt: the next one computes it.
 #pragma once
 #include <vector>
 
+#include "base/rendezvous.h"
 #include "model/kv_pool.h"
+#include "node/rate_meter.h"
+#include "node/store_outbox.h"
 #include "prefill_node/delivery.h"
 #include "prefill_node/kv_shipper.h"
 #include "prefill_node/task_set.h"
@@ -12,43 +16,64 @@
 
 namespace prefill {
 
+// What loading cached prefixes took on this stage.
+struct LoadCounters {
+  node::RateMeter rate;  // bytes a second of stores' answers, lately
+  uint64_t bytes = 0;
+  double seconds = 0;       // from a load's first question to its last answer
+  double wait_seconds = 0;  // of these, that nothing of the request computed
+};
+
 class CacheLoader {
  public:
-  static constexpr uint32_t kBlocksOfFetch = 16;
+  // A fetch is of one layer of one group, which is at one store.
+  static constexpr uint32_t kBlocksOfFetch = base::kBlocksOfGroup;
   static constexpr uint32_t kWindow = 4;  // fetches unanswered
+  // What took less says more of latency than of a rate.
+  static constexpr uint64_t kMeasuredLeast = 1u << 20;
 
   struct Facts {
-    Address store;
-    std::vector<base::Hash128> keys;  // of the cached blocks
+    std::vector<base::NodeId> sources, copy_to;  // of each group, as in StartPrefill
+    uint32_t blocks = 0;                         // that are cached
+    node::BlockChain chain;
     model::LayerRange layers;
+    uint32_t all_layers = 0;  // of the model
     model::KvView kv;
   };
-  CacheLoader(Context& ctx, Party& party, Facts facts, KvShipper& shipper);
+  CacheLoader(Context& ctx, Party& party, Facts facts, KvShipper& shipper,
+              node::StoreOutbox& outbox, LoadCounters& counters);
 
-  void start() { pump(); }
-  bool done() const { return left_ == 0; }
+  void start();
+  // The layer's cached rows are all here.
+  bool has(uint32_t layer) const { return left_[layer - facts_.layers.begin] == 0; }
   uint32_t unanswered() const { return unanswered_; }
 
  private:
   struct Fetch {
     uint32_t layer, first, count;  // blocks
   };
-  uint32_t groups() const {
-    return (static_cast<uint32_t>(facts_.keys.size()) + kBlocksOfFetch - 1) / kBlocksOfFetch;
-  }
+  uint32_t groups() const { return static_cast<uint32_t>(facts_.sources.size()); }
   void pump();
   Task<void> run(Fetch fetch);
-  bool take(const Fetch& fetch, const actor::Incoming<proto::KvData>& data);
+  // False: the answer is not what was asked for; nothing of it is used.
+  bool take(const Fetch& fetch, const proto::FetchKv& asked,
+            const actor::Incoming<proto::KvData>& data);
+  void copy_on(const Fetch& fetch, const base::Blobs& blobs);
+  void count(const Fetch& fetch);
 
   // Constant after construction.
   Context& ctx_;
   Party& party_;
   const Facts facts_;
   KvShipper& shipper_;
+  node::StoreOutbox& outbox_;
+  LoadCounters& counters_;
   // Owned state.
-  uint32_t asked_ = 0;  // fetches, in the order layer, group
-  uint32_t left_;       // fetches whose blocks are not here
+  uint32_t asked_ = 0;          // fetches, in the order layer, group
+  std::vector<uint32_t> left_;  // of each layer: fetches whose blocks are not here
   uint32_t unanswered_ = 0;
+  base::Time begun_{};
+  uint64_t bytes_ = 0;  // loaded
   TaskSet tasks_;
 };
 

@@ -19,6 +19,8 @@ class Party {
   virtual void moved() = 0;  // something was acknowledged or has arrived
   virtual void stale() = 0;  // a peer knows that the attempt has ended
   virtual void failed(base::Error error, bool without_cache) = 0;
+  // A node that lives, as far as the coordinator knows, has answered nothing for long.
+  virtual void unreachable(base::NodeId node) = 0;
 };
 
 inline constexpr base::Duration kTryAgain = std::chrono::milliseconds(20);

@@ -1,8 +1,10 @@
 #include "prefill_node/job.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/check.h"
+#include "node/store_sites.h"
 
 namespace prefill {
 
@@ -32,7 +34,7 @@ bool Job::plausible(const proto::StartPrefill& start, const model::Shape& shape,
          std::ranges::all_of(start.tokens, known) && stage_of(start, self) < start.stages.size() &&
          start.decode && start.cached_blocks <= start.block_keys.size() &&
          size_t{start.cached_blocks} * kBlockTokens < tokens &&
-         (start.cached_blocks == 0 || start.store);
+         (start.cached_blocks == 0 || start.store || !start.sources.empty());
 }
 
 Job::Job(const StageFacts& facts, proto::StartPrefill start, std::vector<model::BlockId> blocks)
@@ -57,11 +59,17 @@ Job::Job(const StageFacts& facts, proto::StartPrefill start, std::vector<model::
   }
   if (start_.cached_blocks == 0) return;
   CacheLoader::Facts cached;
-  cached.store = {start_.store, proto::kKvstore};
-  cached.keys.assign(start_.block_keys.begin(), start_.block_keys.begin() + start_.cached_blocks);
+  cached.sources = start_.sources;
+  const size_t groups = (start_.cached_blocks + base::kBlocksOfGroup - 1) / base::kBlocksOfGroup;
+  cached.sources.resize(groups, start_.store);
+  cached.copy_to = start_.copy_to;
+  cached.copy_to.resize(groups);
+  cached.blocks = start_.cached_blocks;
+  cached.chain = chain();
+  cached.all_layers = facts_.shape.layers;
   cached.layers = facts.layers;
   cached.kv = kv_;
-  loader_.emplace(facts.ctx, party, std::move(cached), shipper_);
+  loader_.emplace(facts.ctx, party, std::move(cached), shipper_, facts.outbox, facts.loaded);
 }
 
 void Job::begin() {
@@ -77,6 +85,11 @@ Task<void> Job::watch_deadline() {
   failed(std::move(error), /*without_cache=*/false);
 }
 
+void Job::unreachable(base::NodeId node) {
+  base::Error error{base::Code::kUnavailable, "the decode rank does not answer this stage"};
+  facts_.owner.job_failed(*this, std::move(error), /*without_cache=*/false, node);
+}
+
 proto::Outcome Job::accept(const proto::StageInput& input, const base::Blob& rows) {
   if (stage_ == 0) return proto::Outcome::kCorrupt;  // it cuts the chunks itself
   return inputs_.accept(input.token_begin, input.token_count, rows);
@@ -84,7 +97,7 @@ proto::Outcome Job::accept(const proto::StageInput& input, const base::Blob& row
 
 bool Job::runnable() const {
   if (over_ || computing_ || done_ == total_) return false;
-  if (loader_ && !loader_->done()) return false;
+  if (loader_ && !loader_->has(facts_.layers.begin)) return false;
   if (sender_ && sender_->full()) return false;
   return stage_ == 0 || inputs_.has_next();
 }
@@ -112,30 +125,65 @@ void Job::begin_chunk() {
   pass_.segments.assign(1, segment);
 }
 
+Task<void> Job::await_kv(uint32_t layer) {
+  const base::Time begun = facts_.ctx.now();
+  facts_.owner.job_waits(true);
+  while (!has_kv(layer)) {
+    base::Slot<bool> slot;
+    waiting_ = &slot;
+    waiting_layer_ = layer;
+    co_await slot;
+  }
+  facts_.owner.job_waits(false);
+  facts_.loaded.wait_seconds += base::seconds(facts_.ctx.now() - begun);
+}
+
+void Job::wake_pass() {
+  if (waiting_ != nullptr && has_kv(waiting_layer_)) tasks_.start(resume_pass());
+}
+
+// In a turn of its own: what the pass does next may end the job.
+Task<void> Job::resume_pass() {
+  Task<void> later = facts_.ctx.sleep(base::Duration{0});
+  co_await std::move(later);
+  if (base::Slot<bool>* slot = std::exchange(waiting_, nullptr)) slot->set(true);
+}
+
+void Job::moved() {
+  wake_pass();
+  facts_.owner.job_moved(*this);
+}
+
+void Job::end() {
+  over_ = true;
+  wake_pass();
+}
+
 void Job::layer_done(uint32_t layer) {
   shipper_.push(layer, pass_begin_, pass_end_ - pass_begin_);
   offer_to_store(layer);
 }
 
-// Full blocks that were not found in the store, as soon as their last row is there.
+node::BlockChain Job::chain() const {
+  return {start_.block_root, start_.space, start_.block_keys, start_.tokens, kBlockTokens};
+}
+
+// Full blocks that were not found in the stores, as soon as their last row is there.
 void Job::offer_to_store(uint32_t layer) {
-  if (!start_.store) return;
   const uint32_t full =
       std::min(pass_end_ / kBlockTokens, static_cast<uint32_t>(start_.block_keys.size()));
   uint32_t& offered = offered_[layer - facts_.layers.begin];
+  if (offered >= full) return;
+  const node::StoreSites sites = node::stores_in(facts_.view);
   for (; offered < full; ++offered) {
-    const uint32_t first = offered * kBlockTokens;
-    base::Bytes bytes(facts_.pool.entry_bytes());
-    model::copy_rows_out(kv_, layer, first, kBlockTokens, bytes.data());
-    base::Blob rows(std::move(bytes));
-    proto::PutKv message;
-    message.key = start_.block_keys[offered];
-    message.layer = layer;
-    message.layers = facts_.shape.layers;
-    message.tokens.assign(start_.tokens.begin() + first,
-                          start_.tokens.begin() + first + kBlockTokens);
-    message.digest = base::hash128(rows.view());
-    facts_.outbox.push(facts_.ctx, start_.store, std::move(message), std::move(rows));
+    const size_t size = facts_.pool.entry_bytes();
+    const auto stores = sites.of(base::group_key(start_.block_keys, offered));
+    if (stores.empty() || !facts_.outbox.has_room(size)) continue;
+    base::Bytes bytes(size);
+    model::copy_rows_out(kv_, layer, offered * kBlockTokens, kBlockTokens, bytes.data());
+    facts_.outbox.push(facts_.ctx, stores.front(),
+                       node::describe(chain(), offered, layer, facts_.shape.layers),
+                       base::Blob(std::move(bytes)));
   }
 }
 

@@ -6,11 +6,11 @@
 
 #include "model/engine.h"
 #include "model/sampler.h"
+#include "node/store_outbox.h"
 #include "prefill_node/cache_loader.h"
 #include "prefill_node/kv_shipper.h"
 #include "prefill_node/stage_inputs.h"
 #include "prefill_node/stage_sender.h"
-#include "prefill_node/store_outbox.h"
 
 namespace prefill {
 
@@ -22,7 +22,9 @@ class JobOwner {
   virtual ~JobOwner() = default;
   virtual void job_moved(Job& job) = 0;
   virtual void job_stale(Job& job) = 0;
-  virtual void job_failed(Job& job, base::Error error, bool without_cache) = 0;
+  virtual void job_failed(Job& job, base::Error error, bool without_cache, base::NodeId blamed) = 0;
+  // Its pass waits for cached KV, or goes on: meanwhile others may compute.
+  virtual void job_waits(bool waits) = 0;
 };
 
 // What all jobs of a stage share.
@@ -34,7 +36,9 @@ struct StageFacts {
   model::KvPool& pool;
   uint32_t chunk_tokens;
   ShipperCounters& shipped;
-  StoreOutbox& outbox;
+  LoadCounters& loaded;
+  node::StoreOutbox& outbox;
+  const node::View& view;  // whose stores computed blocks are offered to
 };
 
 class Job final : private Party {
@@ -54,6 +58,9 @@ class Job final : private Party {
   bool runnable() const;
   // Sets up pass() for the next chunk; REQUIRES: runnable().
   void begin_chunk();
+  // Whether the cached rows of `layer` are here; await_kv() ends when they are or it is over.
+  bool has_kv(uint32_t layer) const { return over_ || !loader_ || loader_->has(layer); }
+  Task<void> await_kv(uint32_t layer);
   // The KV rows of the chunk in `layer` are final: they leave.
   void layer_done(uint32_t layer);
   // A row of the chunk is not finite: the attempt fails, nothing more of it leaves.
@@ -67,7 +74,7 @@ class Job final : private Party {
   // Everything is computed and acknowledged: sends the commit, once. True: it was taken.
   bool conclude();
   // Nothing is wanted any more; what waits ends without effect.
-  void end() { over_ = true; }
+  void end();
 
   const JobKey& key() const { return key_; }
   bool over() const override { return over_; }
@@ -82,12 +89,16 @@ class Job final : private Party {
 
  private:
   base::Time deadline() const override { return deadline_; }
-  void moved() override { facts_.owner.job_moved(*this); }
+  void moved() override;
   void stale() override { facts_.owner.job_stale(*this); }
   void failed(base::Error error, bool without_cache) override {
-    facts_.owner.job_failed(*this, std::move(error), without_cache);
+    facts_.owner.job_failed(*this, std::move(error), without_cache, {});
   }
+  void unreachable(base::NodeId node) override;
   Task<void> watch_deadline();
+  void wake_pass();
+  Task<void> resume_pass();
+  node::BlockChain chain() const;
   void offer_to_store(uint32_t layer);
 
   // Constant after construction.
@@ -106,6 +117,8 @@ class Job final : private Party {
   std::vector<uint32_t> offered_;  // per layer: blocks given to the store or found there
   model::Pass pass_;
   uint32_t pass_begin_ = 0, pass_end_ = 0;
+  base::Slot<bool>* waiting_ = nullptr;  // in the frame of await_kv()
+  uint32_t waiting_layer_ = 0;
   std::optional<model::Sampled> first_;
   bool finite_ = true;
   StageInputs inputs_;

@@ -1,5 +1,7 @@
 #include "prefill_node/kv_shipper.h"
 
+#include <utility>
+
 #include "base/check.h"
 
 namespace prefill {
@@ -29,7 +31,26 @@ void KvShipper::pump() {
     counters_.bytes += rows.size();
     ++unacknowledged_;
     tasks_.start(ship(std::move(message), std::move(rows)));
+    listen();
   }
+}
+
+void KvShipper::listen() {
+  if (std::exchange(listening_, true)) return;
+  silent_ = 0;
+  tasks_.start(count_silence());
+}
+
+Task<void> KvShipper::count_silence() {
+  while (!party_.over() && (unacknowledged_ > 0 || (committing_ && !committed_))) {
+    Task<void> pause = ctx_.sleep(kListen);
+    co_await std::move(pause);
+    if (!party_.over() && ++silent_ > kSilentMost) {
+      party_.unreachable(facts_.decode.node);
+      co_return;
+    }
+  }
+  listening_ = false;
 }
 
 Task<void> KvShipper::ship(proto::KvLayer message, base::Blob rows) {
@@ -41,6 +62,7 @@ Task<void> KvShipper::ship(proto::KvLayer message, base::Blob rows) {
   const bool taken = co_await std::move(delivery);
   if (!taken) co_return;
   --unacknowledged_;
+  silent_ = 0;
   pump();
   party_.moved();
 }
@@ -54,7 +76,10 @@ void KvShipper::commit(proto::KvCommit commit) {
     for (const auto& [begin, digest] : layer) chain = proto::kv_chain(chain, digest);
     commit.digests.push_back(chain);
   }
+  committing_ = true;
+  silent_ = 0;
   tasks_.start(send_commit(std::move(commit)));
+  listen();
 }
 
 Task<void> KvShipper::send_commit(proto::KvCommit commit) {

@@ -19,6 +19,12 @@ struct ShipperCounters : DeliveryCounters {
 
 class KvShipper {
  public:
+  // A rank that acknowledges nothing for so many of these is cut off from this stage (it would have
+  // left the view if it were dead): another one is asked. Counted, not timed, so that a pause of
+  // this process is not the rank's silence.
+  static constexpr base::Duration kListen = std::chrono::milliseconds(500);
+  static constexpr uint32_t kSilentMost = 4;
+
   struct Facts {
     JobKey key;
     Address decode;
@@ -49,6 +55,8 @@ class KvShipper {
   void pump();
   Task<void> ship(proto::KvLayer message, base::Blob rows);
   Task<void> send_commit(proto::KvCommit commit);
+  void listen();
+  Task<void> count_silence();
 
   // Constant after construction.
   Context& ctx_;
@@ -59,7 +67,9 @@ class KvShipper {
   std::deque<Piece> waiting_;
   uint32_t unacknowledged_ = 0;
   std::vector<std::map<uint32_t, base::Hash128>> digests_;  // per layer, by first token
-  bool committed_ = false;
+  bool committing_ = false, committed_ = false;
+  bool listening_ = false;
+  uint32_t silent_ = 0;
   TaskSet tasks_;
 };
 

@@ -105,10 +105,11 @@ void PrefillActor::view_changed(Context&, const node::View& view) {
     }
   }
   seen_ = view.nodes;
+  outbox_.view_changed(view);
   for (Job* job : broken) {
     if (job->over()) continue;  // it lost two nodes
     base::Error error{Code::kPeerGone, "a node of the attempt left the cluster"};
-    job_failed(*job, std::move(error), /*without_cache=*/false);
+    job_failed(*job, std::move(error), /*without_cache=*/false, {});
   }
 }
 
@@ -128,6 +129,10 @@ void PrefillActor::fill(proto::Heartbeat& beat) {
                  std::min<uint32_t>(passes_, static_cast<uint32_t>(jobs_.size()));
   beat.blocks_used = pool_ ? pool_->used() : 0;
   beat.blocks_total = pool_ ? pool_->total() : 0;
+  if (ctx_ != nullptr) {
+    beat.load_rate = counters_.loaded.rate.value(ctx_->now());
+    beat.prefill_rate = prefill_rate_.value(ctx_->now());
+  }
   const auto count = [&beat](const char* name, uint64_t value) {
     beat.counters.emplace_back(name, static_cast<double>(value));
   };
@@ -140,6 +145,9 @@ void PrefillActor::fill(proto::Heartbeat& beat) {
   count("prefill_no_room_total", c.no_room);
   count("kv_rows_sent_total", c.shipped.rows);
   count("kv_bytes_sent_total", c.shipped.bytes);
+  count("prefill_load_bytes_total", c.loaded.bytes);
+  beat.counters.emplace_back("prefill_load_seconds_total", c.loaded.seconds);
+  beat.counters.emplace_back("prefill_load_wait_seconds_total", c.loaded.wait_seconds);
   count("store_entries_put_total", outbox_.counters().stored);
   count("store_entries_dropped_total", outbox_.counters().dropped);
   count("transport_corrupt_total", c.corrupt + c.shipped.corrupt);
@@ -194,8 +202,16 @@ Outcome PrefillActor::open_job(Context& ctx, const proto::StartPrefill& start) {
   auto blocks =
       pool_->allocate(model::KvPool::blocks_for(static_cast<uint32_t>(start.tokens.size())));
   if (!blocks) return Outcome::kNoRoom;
-  const StageFacts facts{
-      ctx, *this, config_.shape, layers_, *pool_, config_.chunk_tokens, counters_.shipped, outbox_};
+  const StageFacts facts{ctx,
+                         *this,
+                         config_.shape,
+                         layers_,
+                         *pool_,
+                         config_.chunk_tokens,
+                         counters_.shipped,
+                         counters_.loaded,
+                         outbox_,
+                         membership_.view()};
   auto job = std::make_unique<Job>(facts, start, std::move(*blocks));
   Job& opened = *job;
   jobs_.emplace(key, std::move(job));
@@ -292,6 +308,7 @@ Task<void> PrefillActor::compute(Context& ctx, Job& job) {
   StageSite site(ctx, *engine_, job);
   Task<bool> pass = model::forward(*engine_, layers_, job.pass(), site);
   const bool whole = co_await std::move(pass);
+  if (whole) prefill_rate_.add(job.pass().rows(), site.seconds(), ctx.now());
   if (!can_be_trusted(ctx, *engine_) && !job.over()) remove(job);
   if (!whole || job.over() || !job.last_stage() || !job.at_last_token()) co_return;
   std::function<void()> draw = [this, &job] { job.sample(*engine_); };
@@ -318,7 +335,8 @@ void PrefillActor::job_stale(Job& job) {
   pump();
 }
 
-void PrefillActor::job_failed(Job& job, base::Error error, bool without_cache) {
+void PrefillActor::job_failed(Job& job, base::Error error, bool without_cache,
+                              base::NodeId blamed) {
   ++counters_.attempts_failed;
   ctx_->log(Level::kInfo, "prefill.failed",
             {{"request", job.key().request.value},
@@ -330,9 +348,19 @@ void PrefillActor::job_failed(Job& job, base::Error error, bool without_cache) {
   message.code = static_cast<uint16_t>(error.code);
   message.what = std::move(error.what);
   message.without_cache = without_cache;
+  message.blamed = blamed;
   ended_.dropped(job.key());
   remove(job);
   ctx_->spawn(report(*ctx_, std::move(message)));
+  pump();
+}
+
+void PrefillActor::job_waits(bool waits) {
+  if (!waits) {
+    ++passes_;
+    return;
+  }
+  --passes_;
   pump();
 }
 

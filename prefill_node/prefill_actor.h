@@ -56,6 +56,7 @@ struct PrefillCounters {
   uint64_t chunks = 0, tokens = 0, cached_tokens = 0, attempts_done = 0, attempts_failed = 0;
   uint64_t stale = 0, corrupt = 0, no_room = 0;
   ShipperCounters shipped;
+  LoadCounters loaded;
 };
 
 class PrefillActor final : public actor::Actor,
@@ -91,7 +92,8 @@ class PrefillActor final : public actor::Actor,
   // JobOwner
   void job_moved(Job& job) override;
   void job_stale(Job& job) override;
-  void job_failed(Job& job, base::Error error, bool without_cache) override;
+  void job_failed(Job& job, base::Error error, bool without_cache, base::NodeId blamed) override;
+  void job_waits(bool waits) override;
 
   Task<void> load(Context& ctx, model::LayerRange layers, uint64_t turn);
   Task<void> scrub(Context& ctx, uint64_t of);
@@ -120,7 +122,8 @@ class PrefillActor final : public actor::Actor,
   bool scrubbing_ = false;  // a part of it runs on engine_
   uint64_t loads_ = 0;      // counts welcomes; a load of an older one ends
   std::map<base::NodeId, proto::ViewNode> seen_;  // the view before
-  StoreOutbox outbox_;
+  node::RateMeter prefill_rate_;
+  node::StoreOutbox outbox_;
   EndedAttempts ended_;
   ChunkScheduler scheduler_;
   uint32_t passes_ = 0, reports_ = 0;

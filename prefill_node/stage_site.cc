@@ -11,8 +11,10 @@ namespace prefill {
 
 Task<void> StageSite::compute(std::function<void()> job, uint32_t rows) {
   if (job_.over()) co_return;
+  const base::Time begun = ctx_.now();
   Task<void> run = ctx_.offload(std::move(job), cost_of_rows(rows));
   co_await std::move(run);
+  seconds_ += base::seconds(ctx_.now() - begun);
 }
 
 Task<bool> StageSite::run_experts(uint32_t layer, model::Pass& pass) {

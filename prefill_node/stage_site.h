@@ -21,12 +21,17 @@ class StageSite final : public model::Site {
       : ctx_(ctx), engine_(engine), job_(job) {}
   Task<void> compute(std::function<void()> job, uint32_t rows) override;
   Task<bool> run_experts(uint32_t layer, model::Pass& pass) override;
+  bool has_kv(uint32_t layer) override { return job_.has_kv(layer); }
+  Task<void> await_kv(uint32_t layer) override { return job_.await_kv(layer); }
   void kv_ready(uint32_t layer, model::Pass& pass) override;
+  // In compute(), what waits there for other passes included.
+  double seconds() const { return seconds_; }
 
  private:
   Context& ctx_;
   model::Engine& engine_;
   Job& job_;
+  double seconds_ = 0;
 };
 
 }  // namespace prefill

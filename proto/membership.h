@@ -55,8 +55,11 @@ struct Heartbeat {
   uint32_t load_percent = 0;  // of the model load while kLoading
   std::vector<std::pair<std::string, double>>
       counters;  // for /metrics; names from a fixed set per role
+  // Prefill, as measured lately, 0 when not: bytes a second of stores' answers, tokens a second
+  // through the stage's layers.
+  double load_rate = 0, prefill_rate = 0;
   FIELDS(state, progress, view_epoch, running, waiting, blocks_used, blocks_total, load_percent,
-         counters)
+         counters, load_rate, prefill_rate)
 };
 struct HeartbeatReply {
   static constexpr uint16_t kType = 13;

@@ -16,7 +16,9 @@ struct ReserveKv {
   uint32_t prompt_tokens = 0;    // of those, the prompt
   SamplingFields sampling;
   uint64_t deadline_ms = 0;  // from now
-  FIELDS(request, attempt, tokens, prompt_tokens, sampling, deadline_ms)
+  // Of the names of the sequence's blocks (StartPrefill); zero: none of them is offered to a store.
+  base::Hash128 block_root, space;
+  FIELDS(request, attempt, tokens, prompt_tokens, sampling, deadline_ms, block_root, space)
 };
 struct KvReserved {
   static constexpr uint16_t kType = 21;
@@ -38,13 +40,18 @@ struct StartPrefill {
   SamplingFields sampling;
   std::vector<NodeId> stages;
   NodeId decode;
-  NodeId store;  // 0: none
+  NodeId store;  // of the cached blocks for which `sources` has no entry; 0: none
   uint32_t credits = 0;
   uint32_t cached_blocks = 0;  // leading blocks to load from the store instead of computing
   std::vector<base::Hash128> block_keys;  // of every full block of tokens, cached or not
   uint64_t deadline_ms = 0;               // from now
+  base::Hash128 block_root;               // what the first block is chained to: model, salt …
+  base::Hash128 space;                    // PutKv.space of these blocks
+  // Of each group of base::kBlocksOfGroup cached blocks: the store that has it, and the store that
+  // should have it and has not (0: none), to which the loaded blocks are offered.
+  std::vector<NodeId> sources, copy_to;
   FIELDS(request, attempt, tokens, prompt_tokens, sampling, stages, decode, store, credits,
-         cached_blocks, block_keys, deadline_ms)
+         cached_blocks, block_keys, deadline_ms, block_root, space, sources, copy_to)
 };
 
 // Stage s → stage s+1: the hidden rows of one chunk. Blob: f32 [token_count, hidden].
@@ -138,9 +145,9 @@ struct AttemptFailed {
   uint32_t attempt = 0;
   uint16_t code = 0;  // base::Code
   std::string what;
-  bool without_cache =
-      false;  // the next attempt must not use the store (an entry was missing or bad)
-  FIELDS(request, attempt, code, what, without_cache)
+  bool without_cache = false;  // an entry of the store was missing or bad
+  NodeId blamed;               // who let the sender down; 0: nobody in particular
+  FIELDS(request, attempt, code, what, without_cache, blamed)
 };
 
 // Coordinator → everyone who has part in it: free all that belongs to attempts ≤ attempt. Answer:

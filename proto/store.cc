@@ -1,6 +1,7 @@
 #include "proto/store.h"
 
 #include <array>
+#include <bit>
 
 namespace proto {
 
@@ -12,6 +13,11 @@ base::Hash128 chain_all(const base::Hash128& before, const std::vector<T>& value
 }
 
 }  // namespace
+
+base::Hash128 block_key(const base::Hash128& parent, std::span<const uint32_t> tokens) {
+  static_assert(std::endian::native == std::endian::little, "tokens are hashed as they stand");
+  return base::hash_chain(parent, std::as_bytes(tokens));
+}
 
 base::Hash128 bound_of(const FetchKv& asked, const std::vector<base::Hash128>& digests) {
   const std::array<uint64_t, 2> head{asked.layer, asked.keys.size()};

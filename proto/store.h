@@ -1,13 +1,26 @@
 // Coordinator and prefill stages ↔ kvstore. The store is a cache: every answer but a verified hit
 // means "compute it".
 #pragma once
+#include <span>
+
 #include "proto/common.h"
 
 namespace proto {
 
-// Coordinator → store: how many leading blocks are complete in all layers. The found blocks are
-// leased to the request until ReleaseLease or lease_ms. `tokens` are those of the blocks; they are
-// compared, not only hashed.
+// The name of a block: the name of the block before it (of a first block the root, which binds
+// model, layout, arithmetic and salt) chained with its tokens as little-endian u32.
+base::Hash128 block_key(const base::Hash128& parent, std::span<const uint32_t> tokens);
+
+// Blocks of a prompt that follow each other.
+struct BlockRun {
+  uint32_t blocks = 0;
+  base::Hash128 parent;  // what the first of them is chained to
+  FIELDS(blocks, parent)
+};
+
+// Coordinator → store: how many leading blocks of each run are complete in all layers. The found
+// blocks are leased to the request until ReleaseLease or lease_ms. `tokens` are those of the
+// blocks; they are compared, not only hashed.
 struct LookupPrefix {
   static constexpr uint16_t kType = 50;
   static constexpr const char* kName = "LookupPrefix";
@@ -17,13 +30,16 @@ struct LookupPrefix {
   std::vector<uint32_t> tokens;  // keys.size() × block
   uint32_t lease_ms = 0;
   base::Hash128 parent;  // what keys[0] is chained to (PutKv); zero: not told, not compared
-  FIELDS(request, attempt, keys, tokens, lease_ms, parent)
+  // Cut `keys` into runs, of a prompt whose other blocks are at other stores. Empty: one run.
+  std::vector<BlockRun> runs;
+  FIELDS(request, attempt, keys, tokens, lease_ms, parent, runs)
 };
 struct PrefixFound {
   static constexpr uint16_t kType = 51;
   static constexpr const char* kName = "PrefixFound";
-  uint32_t blocks = 0;
-  FIELDS(blocks)
+  uint32_t blocks = 0;         // of the first run
+  std::vector<uint32_t> runs;  // of each run that was asked for
+  FIELDS(blocks, runs)
 };
 struct ReleaseLease {
   static constexpr uint16_t kType = 52;

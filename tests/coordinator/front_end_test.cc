@@ -250,6 +250,31 @@ TEST_F(FrontEndTest, AStopStringCancelsTheRequest) {
   }));
 }
 
+TEST_F(FrontEndTest, TenantsAreKeptApartByTheirKeyUnlessTheRequestHasASalt) {
+  start();
+  answer_all("c");
+  const auto salt = [&](const std::string& header, const std::string& field) {
+    std::string request = post("/v1/completions", R"({"prompt":[5],"max_tokens":1)" + field + "}");
+    request.insert(request.find("\r\n") + 2, header);
+    EXPECT_EQ(ask(request).status, 200);
+    std::string got;
+    reactor_.sync([&] { got = gateway_.submissions().back().salt; });
+    return got;
+  };
+  const std::string mine = salt("Authorization: Bearer sk-1\r\n", "");
+  EXPECT_NE(mine, "");
+  EXPECT_EQ(mine.find("sk-1"), std::string::npos);  // the key itself is not kept
+  EXPECT_EQ(salt("authorization: bearer sk-1\r\n", ""), mine);
+  EXPECT_EQ(salt("x-api-key: sk-1\r\n", ""), mine);
+  EXPECT_NE(salt("Authorization: Bearer sk-2\r\n", ""), mine);
+  EXPECT_EQ(salt("", ""), "");
+  const std::string field = R"(,"cache_salt":"ours")";
+  const std::string ours = salt("Authorization: Bearer sk-1\r\n", field);
+  EXPECT_EQ(salt("Authorization: Bearer sk-2\r\n", field), ours);
+  EXPECT_NE(ours, mine);
+  EXPECT_NE(salt("", R"(,"cache_salt":")" + mine + "\""), mine);  // no salt names another's key
+}
+
 TEST_F(FrontEndTest, SubmitsEachChoiceOnItsOwn) {
   start();
   answer_all("c");

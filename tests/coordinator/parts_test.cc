@@ -8,6 +8,7 @@
 #include "coordinator/latency.h"
 #include "coordinator/placement.h"
 #include "coordinator/token_log.h"
+#include "proto/store.h"
 
 namespace coordinator {
 namespace {
@@ -39,16 +40,18 @@ TEST(BlockKeys, NameABlockAndAllBeforeIt) {
   EXPECT_EQ(keys_a[0], keys_b[0]);
   EXPECT_NE(keys_a[1], keys_b[1]);
   EXPECT_NE(keys_a[2], keys_b[2]);
-  EXPECT_EQ(keys_a[0],
-            base::hash_chain(root, std::as_bytes(std::span<const TokenId>(a).first(64))));
+  EXPECT_EQ(keys_a[0], proto::block_key(root, std::span<const TokenId>(a).first(64)));
 }
 
-TEST(BlockKeys, DifferByModelLayoutAndTenant) {
+TEST(BlockKeys, DifferByModelLayoutArithmeticAndTenant) {
   const base::Hash128 x{1, 0}, y{2, 0};
-  std::set<base::Hash128> roots = {block_root(x, x, ""), block_root(y, x, ""), block_root(x, y, ""),
-                                   block_root(x, x, "a"), block_root(x, x, "b")};
-  EXPECT_EQ(roots.size(), 5u);
-  EXPECT_EQ(block_root(x, y, "a"), block_root(x, y, "a"));
+  const auto root = [](auto a, auto b, auto c, const char* salt) {
+    return block_root(block_space(a, b, c), salt);
+  };
+  std::set<base::Hash128> roots = {root(x, x, x, ""), root(y, x, x, ""),  root(x, y, x, ""),
+                                   root(x, x, y, ""), root(x, x, x, "a"), root(x, x, x, "b")};
+  EXPECT_EQ(roots.size(), 6u);
+  EXPECT_EQ(root(x, y, x, "a"), root(x, y, x, "a"));
 }
 
 TEST(BlockKeys, LeaveAtLeastOneTokenToCompute) {
@@ -183,7 +186,6 @@ PlacementView two_stages(std::vector<RankLoad> ranks) {
   PlacementView view;
   view.stages = {StageLoad{NodeId{10}, 20}, StageLoad{NodeId{11}, 0}};
   view.ranks = std::move(ranks);
-  view.store = NodeId{30};
   return view;
 }
 
@@ -196,7 +198,6 @@ TEST(Placement, TakesOneNodePerStage) {
   EXPECT_EQ(answer.verdict, PlaceVerdict::kPlaced);
   EXPECT_EQ(answer.placement.stages, (std::vector<NodeId>{NodeId{10}, NodeId{11}}));
   EXPECT_EQ(answer.placement.decode, NodeId{20});
-  EXPECT_EQ(answer.placement.store, NodeId{30});
 }
 
 TEST(Placement, IsNotReadyWithoutAStageOrARank) {

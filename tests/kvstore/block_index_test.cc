@@ -221,5 +221,38 @@ TEST(BlockIndex, AnEntryLargerThanTheBudgetEvictsNothing) {
   EXPECT_EQ(index.blocks(), 1u);
 }
 
+TEST(BlockIndex, EachRunIsFoundFromItsFirstBlockOn) {
+  BlockIndex index{IndexLimits{}};
+  for (const uint32_t block : {1u, 2u, 10u, 11u, 12u, 20u}) put_block(index, block);
+  proto::LookupPrefix asked = lookup_of(1, 1, {1, 2, 3, 10, 11, 21, 20});
+  asked.runs = {{3, {}}, {2, {}}, {2, {}}};
+  const proto::PrefixFound found = index.find(asked, at_ms(0));
+  EXPECT_EQ(found.runs, (std::vector<uint32_t>{2, 2, 0}));
+  EXPECT_EQ(found.blocks, 2u);
+  EXPECT_EQ(index.leases(), 1u);
+  EXPECT_EQ(index.counters().hits, 4u);
+  EXPECT_EQ(index.counters().misses, 3u);
+  index.release({1}, 1);
+  EXPECT_EQ(index.leases(), 0u);
+  asked.request = {2};
+  asked.runs.pop_back();  // not all of the keys
+  EXPECT_EQ(index.find(asked, at_ms(0)).runs, (std::vector<uint32_t>{0, 0}));
+  EXPECT_EQ(index.leases(), 0u);
+}
+
+TEST(BlockIndex, ARunIsChainedToItsOwnParent) {
+  BlockIndex index{IndexLimits{}};
+  for (uint32_t layer = 0; layer < kLayers; ++layer) {
+    proto::PutKv put = put_of(10, layer);
+    put.parent = key_of(9);
+    index.put(put, blob_of(10, layer));
+  }
+  proto::LookupPrefix asked = lookup_of(1, 1, {10});
+  asked.runs = {{1, key_of(9)}};
+  EXPECT_EQ(index.find(asked, at_ms(0)).blocks, 1u);
+  asked.runs = {{1, key_of(8)}};
+  EXPECT_EQ(index.find(asked, at_ms(0)).blocks, 0u);
+}
+
 }  // namespace
 }  // namespace kvstore_test

@@ -83,7 +83,10 @@ void FakeCoordinator::on(Context& ctx, const Incoming<proto::Heartbeat>& in) {
   reply.view_epoch = epoch_;
   ctx.reply(in, reply);
   if (!reply.known) return;
-  nodes_[in.from.node].state = in->state;
+  if (std::exchange(nodes_[in.from.node].state, in->state) != in->state) {
+    ++epoch_;
+    send_view();
+  }
   if (in->view_epoch < epoch_) ctx.send(in.from, view());
 }
 
@@ -111,6 +114,15 @@ void FakeCoordinator::declare_dead(const std::string& name) {
   nodes_.erase(node(name));
   ++epoch_;
   send_view();
+}
+
+base::Task<void> FakeCoordinator::run_look_up(Context* ctx, NodeId store,
+                                              proto::LookupPrefix message,
+                                              std::optional<uint32_t>* blocks) {
+  const actor::Address to{store, proto::kKvstore};
+  auto call = ctx->call<proto::PrefixFound>(to, std::move(message), {"store.lookup"});
+  const auto answer = co_await std::move(call);
+  if (answer) *blocks = answer->msg.blocks;
 }
 
 // --- decode rank
@@ -182,10 +194,13 @@ Cluster::Cluster(const ClusterOptions& options)
             [config] { return std::make_unique<prefill::PrefillActor>(config); });
   }
   sim.add("decode-0", proto::kDecode, [] { return std::make_unique<FakeDecode>(); });
-  sim.add("store-0", proto::kKvstore, [] {
-    return std::make_unique<kvstore::KvstoreActor>(identity(proto::Role::kKvstore, "store-0"),
-                                                   kvstore::IndexLimits{});
-  });
+  for (uint32_t i = 0; i < options.stores; ++i) {
+    const std::string name = "store-" + std::to_string(i);
+    sim.add(name, proto::kKvstore, [name] {
+      return std::make_unique<kvstore::KvstoreActor>(identity(proto::Role::kKvstore, name),
+                                                     kvstore::IndexLimits{});
+    });
+  }
 }
 
 prefill::PrefillActor& Cluster::stage(uint32_t index) {
@@ -195,8 +210,8 @@ FakeCoordinator& Cluster::coordinator() {
   return *static_cast<FakeCoordinator*>(sim.actor("coordinator"));
 }
 FakeDecode& Cluster::decode() { return *static_cast<FakeDecode*>(sim.actor("decode-0")); }
-kvstore::KvstoreActor& Cluster::store() {
-  return *static_cast<kvstore::KvstoreActor*>(sim.actor("store-0"));
+kvstore::KvstoreActor& Cluster::store(uint32_t index) {
+  return *static_cast<kvstore::KvstoreActor*>(sim.actor("store-" + std::to_string(index)));
 }
 
 void Cluster::await_ready() {
@@ -204,7 +219,10 @@ void Cluster::await_ready() {
     for (uint32_t i = 0; i < options_.stages; ++i) {
       if (!coordinator().ready(stage_name(i))) return false;
     }
-    return coordinator().ready("decode-0") && coordinator().ready("store-0");
+    for (uint32_t i = 0; i < options_.stores; ++i) {
+      if (!coordinator().ready("store-" + std::to_string(i))) return false;
+    }
+    return coordinator().ready("decode-0");
   };
   ASSERT_TRUE(sim.run_until(all, std::chrono::seconds(30))) << sim.recent_log();
   sim.run_for(std::chrono::milliseconds(300));  // the last view is everywhere
@@ -233,14 +251,20 @@ proto::StartPrefill Cluster::request(uint64_t id, uint32_t count, uint32_t attem
   start.decode = names.node("decode-0");
   start.credits = 3;
   start.deadline_ms = 60'000;
-  base::Hash128 chain;
-  for (uint32_t end = model::kBlockTokens; end <= count; end += model::kBlockTokens) {
-    const std::span<const uint32_t> block(start.tokens.data() + end - model::kBlockTokens,
-                                          model::kBlockTokens);
-    chain = base::hash_chain(chain, std::as_bytes(block));
-    start.block_keys.push_back(chain);
-  }
+  start.block_root = {3, 3};
+  start.space = {4, 4};
+  name_blocks(start);
   return start;
+}
+
+void Cluster::name_blocks(proto::StartPrefill& start) {
+  start.block_keys.clear();
+  base::Hash128 key = start.block_root;
+  const std::span<const uint32_t> tokens(start.tokens);
+  for (size_t at = 0; at + model::kBlockTokens <= tokens.size(); at += model::kBlockTokens) {
+    key = proto::block_key(key, tokens.subspan(at, model::kBlockTokens));
+    start.block_keys.push_back(key);
+  }
 }
 
 void Cluster::start(const proto::StartPrefill& start) {
@@ -254,6 +278,14 @@ Outcome Cluster::start_at(uint32_t stage, const proto::StartPrefill& start) {
   EXPECT_TRUE(sim.run_until(
       answered, base::Duration(sim.now().time_since_epoch()) + std::chrono::seconds(5)));
   return outcome;
+}
+
+uint32_t Cluster::look_up(const proto::LookupPrefix& message) {
+  std::optional<uint32_t> blocks;
+  coordinator().look_up(coordinator().node("store-0"), message, &blocks);
+  EXPECT_TRUE(sim.run_until([&] { return blocks.has_value(); },
+                            sim.now().time_since_epoch() + std::chrono::seconds(10)));
+  return blocks.value_or(0);
 }
 
 void Cluster::cancel(uint64_t request, uint32_t attempt) {

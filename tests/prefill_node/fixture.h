@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 
@@ -39,9 +40,14 @@ class FakeCoordinator final : public actor::Actor {
   void ask(NodeId node, uint16_t actor, M message, proto::Outcome* outcome) {
     ctx_->spawn(run_ask(ctx_, node, actor, std::move(message), outcome));
   }
+  void look_up(NodeId store, proto::LookupPrefix message, std::optional<uint32_t>* blocks) {
+    ctx_->spawn(run_look_up(ctx_, store, std::move(message), blocks));
+  }
   std::vector<proto::AttemptFailed> failures;
 
  private:
+  static base::Task<void> run_look_up(Context* ctx, NodeId store, proto::LookupPrefix message,
+                                      std::optional<uint32_t>* blocks);
   template <class M>
   static base::Task<void> run_ask(Context* ctx, NodeId node, uint16_t actor, M message,
                                   proto::Outcome* outcome) {
@@ -104,6 +110,7 @@ struct ClusterOptions {
   uint32_t chunk_tokens = 32;
   uint32_t jobs = 64;
   uint32_t passes = 1;
+  uint32_t stores = 1;
   std::function<std::unique_ptr<model::Engine>()> make_engine;  // default: the oracle
 };
 
@@ -115,9 +122,11 @@ class Cluster {
   std::vector<uint32_t> tokens(uint64_t request, uint32_t count) const;
   // A StartPrefill for all stages, with block keys.
   proto::StartPrefill request(uint64_t id, uint32_t tokens, uint32_t attempt = 1);
-  void start(const proto::StartPrefill& start);                               // at every stage
+  static void name_blocks(proto::StartPrefill& start);  // by its tokens and root
+  void start(const proto::StartPrefill& start);         // at every stage
   proto::Outcome start_at(uint32_t stage, const proto::StartPrefill& start);  // runs until answered
   void cancel(uint64_t request, uint32_t attempt);
+  uint32_t look_up(const proto::LookupPrefix& message);  // at the first store
   // The whole KV and the first token are those of one process.
   void expect_arrived(const proto::StartPrefill& start);
   bool committed(const proto::StartPrefill& start);
@@ -125,7 +134,7 @@ class Cluster {
   prefill::PrefillActor& stage(uint32_t index);
   FakeCoordinator& coordinator();
   FakeDecode& decode();
-  kvstore::KvstoreActor& store();
+  kvstore::KvstoreActor& store(uint32_t index = 0);
 
   actor::SimHost sim;
   const model::Shape shape;

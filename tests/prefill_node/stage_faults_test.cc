@@ -68,6 +68,31 @@ TEST(PrefillFaults, ARankThatIsSilentIsWaitedForUntilTheDeadlineOnly) {
   EXPECT_EQ(cluster.coordinator().failures.size(), 1u);
 }
 
+TEST(PrefillFaults, ARankThatIsCutOffFromAStageIsBlamedSoon) {
+  for (const bool at_commit : {false, true}) {
+    Cluster cluster(ClusterOptions{});
+    cluster.await_ready();
+    const proto::StartPrefill start = cluster.request(7, 300);
+    cluster.start(start);
+    if (at_commit) {
+      const auto all_rows = [&] {
+        const auto found = cluster.decode().collected.find({start.request, start.attempt});
+        return found != cluster.decode().collected.end() && !found->second.commits.empty();
+      };
+      EXPECT_TRUE(cluster.sim.run_until(all_rows, seconds(10)));
+    }
+    cluster.sim.cut("prefill-1", "decode-0", seconds(60));
+    cluster.sim.cut("decode-0", "prefill-1", seconds(60));
+    EXPECT_TRUE(cluster.sim.run_until([&] { return !cluster.coordinator().failures.empty(); },
+                                      cluster.sim.now().time_since_epoch() + seconds(3)));
+    ASSERT_EQ(cluster.coordinator().failures.size(), 1u);
+    EXPECT_EQ(cluster.coordinator().failures[0].blamed, start.decode);
+    EXPECT_FALSE(cluster.coordinator().failures[0].without_cache);
+    cluster.cancel(7, 1);
+    EXPECT_TRUE(cluster.sim.run_until([&] { return cluster.idle(); }, seconds(20)));
+  }
+}
+
 TEST(PrefillFaults, ANodeThatLeavesTheViewEndsItsJobs) {
   for (const std::string gone : {"decode-0", "prefill-1", "prefill-0"}) {
     SCOPED_TRACE(gone);

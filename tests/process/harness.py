@@ -88,9 +88,9 @@ class Cluster:
             "kvstore": {"nodes": 1, "ram": "256MiB"},
             "numerics": {"kv": "bf16", "threads": 1},
         }
-        self.node_count = 2 + stages + ranks
         for section, values in (settings or {}).items():
             self.sections.setdefault(section, {}).update(values)
+        self.node_count = 1 + stages + ranks + self.sections["kvstore"]["nodes"]
         self.write_config()
         # As cluster/paths.h: the checkout of the binary, else the working directory, which is the temporary folder.
         root = os.path.dirname(os.path.dirname(self.bin))

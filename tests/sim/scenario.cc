@@ -22,15 +22,19 @@ namespace {
 struct Script {
   const char* name;
   const char* what;
-  double loss, duplicate, reorder;
+  double loss = 0, duplicate = 0, reorder = 0;
   // Schedules faults on cluster.host() by draws from rng, during the first `span`.
-  void (*faults)(SimCluster& cluster, Rng& rng, milliseconds span);
-  bool quiet;    // nodes and links hold: no second attempt, nothing logged at warn, ready at once
-  bool cancels;  // some clients leave
-  seconds patience;   // from asking to the end, for each request
-  seconds limit;      // of virtual time, for everything to be over
-  bool shared;        // every prompt begins with one of two long prefixes
-  bool disk = false;  // the store has one
+  void (*faults)(SimCluster& cluster, Rng& rng, milliseconds span) = nullptr;
+  bool quiet =
+      false;  // nodes and links hold: no second attempt, nothing logged at warn, ready soon
+  bool cancels = false;  // some clients leave
+  seconds patience{};    // from asking to the end, for each request
+  seconds limit{};       // of virtual time, for everything to be over
+  bool shared = false;   // every prompt begins with one of two long prefixes
+  bool disk = false;     // the store has one
+  uint32_t stores = 1;
+  double corrupt = 0;  // of messages with bulk frames
+  uint32_t turns = 1;  // of a chat: each prompt is the former one, its answer and some more
 };
 
 milliseconds between(Rng& rng, uint64_t least, uint64_t most) {
@@ -78,9 +82,28 @@ void pauses(SimCluster& cluster, Rng& rng, milliseconds span) {
 
 // The store dies over and over, so that promised blocks are missing when they are fetched.
 void store_dies(SimCluster& cluster, Rng& rng, milliseconds span) {
-  for (milliseconds at{700}; at < span; at += between(rng, 500, 900)) {
+  for (milliseconds at{1200}; at < span; at += between(rng, 900, 1800)) {
     kill_and_restart(cluster, "kvstore-0", at, milliseconds(50));
   }
+}
+
+// One of three stores after another leaves, empty when it comes back.
+void stores_come_and_go(SimCluster& cluster, Rng& rng, milliseconds span) {
+  for (milliseconds at{700}; at < span; at += between(rng, 300, 900)) {
+    kill_and_restart(cluster, fmt::format("kvstore-{}", rng.below(3)), at, between(rng, 50, 1500));
+  }
+}
+
+// No KV goes from one stage to one rank while all hear the coordinator (R23).
+void stage_and_rank_apart(SimCluster& cluster, Rng& rng, milliseconds span) {
+  const std::string stage = fmt::format("prefill-{}", rng.below(2));
+  const std::string rank = fmt::format("decode-{}", rng.below(2));
+  const auto most = static_cast<uint64_t>(span.count());
+  const milliseconds lasts = between(rng, 500, 20'000);
+  cluster.host().at(between(rng, 300, most), [&cluster, stage, rank, lasts] {
+    cluster.host().cut(stage, rank, lasts);
+    cluster.host().cut(rank, stage, lasts);
+  });
 }
 
 // A weight flips in one node after another, each found by its row checksums; a row of one step or
@@ -140,6 +163,26 @@ const std::vector<Script>& scripts() {
        0.02, bad_arithmetic, false, false, seconds(60), seconds(300), false},
       {"disk", "10 % loss, the store's disk full, ill, slow and rotten, the store killed", 0.10,
        0.05, 0.05, disk_fails, false, false, seconds(60), seconds(120), true, true},
+      {.name = "turns",
+       .what = "chats of three turns over three stores that come and go, 2 % of bulk corrupt",
+       .loss = 0.05,
+       .duplicate = 0.05,
+       .reorder = 0.05,
+       .faults = stores_come_and_go,
+       .patience = seconds(200),
+       .limit = seconds(300),
+       .stores = 3,
+       .corrupt = 0.02,
+       .turns = 3},
+      {.name = "apart",
+       .what = "a prefill stage and a decode rank do not reach each other",
+       .loss = 0.02,
+       .duplicate = 0.02,
+       .reorder = 0.02,
+       .faults = stage_and_rank_apart,
+       .patience = seconds(10),
+       .limit = seconds(300),
+       .stores = 2},
       {"cancels", "lossy, and half of the clients leave", 0.10, 0.05, 0.05, no_faults, false, true,
        seconds(60), seconds(120), false},
   };
@@ -210,6 +253,23 @@ struct Running {
     return false;
   }
 
+  // When the request has ended, the next turn of its chat follows after some thinking.
+  void follow(size_t index, uint32_t turns, uint64_t seed) {
+    if (turns == 0) return;
+    const base::Duration soon = cluster.host().now().time_since_epoch() + milliseconds(20);
+    cluster.host().at(soon, [this, index, turns, seed] {
+      const Outcome& before = *cluster.outcomes()[index];
+      if (before.ends == 0) return follow(index, turns, seed);
+      Rng rng(seed, turns);
+      coordinator::Submission next = before.asked;
+      next.prompt.insert(next.prompt.end(), before.tokens.begin(), before.tokens.end());
+      for (uint64_t left = 1 + rng.below(30); left > 0; --left)
+        next.prompt.push_back(static_cast<base::TokenId>(rng.below(engine.shape().vocab)));
+      next.sampling.max_tokens = static_cast<uint32_t>(1 + rng.below(150));
+      follow(cluster.submit(next), turns - 1, seed);
+    });
+  }
+
   void schedule_load(Rng& rng) {
     const uint64_t count = 12 + rng.below(9);
     for (uint64_t i = 0; i < count; ++i) {
@@ -220,9 +280,10 @@ struct Running {
       cluster.host().at(at, [this, made, leaves, stays, at] {
         const size_t index = cluster.submit(made);
         if (leaves) cluster.host().at(at + stays, [this, index] { cluster.cancel(index); });
+        follow(index, script.turns - 1, made.sampling.seed);
       });
     }
-    result.requests = static_cast<uint32_t>(count);
+    result.requests = static_cast<uint32_t>(count) * script.turns;
   }
 
   // True when every promise held.
@@ -241,7 +302,7 @@ struct Running {
     }
     result.virtual_seconds = base::seconds(cluster.host().now().time_since_epoch());
     // The network heals; what is held must be let go soon, not by the end of a lease.
-    cluster.host().network().loss = 0;
+    cluster.host().network().loss = cluster.host().network().corrupt = 0;
     const auto idle = [this] { return cluster.ready() && cluster.held().empty(); };
     const base::Duration soon = cluster.host().now().time_since_epoch() + seconds(8);
     if (!cluster.host().run_until(idle, soon)) {
@@ -254,6 +315,7 @@ struct Running {
         return fail(Verdict::kCorrectness, std::move(why));
       result.tokens += static_cast<uint32_t>(outcome.tokens.size());
       result.attempts += outcome.usage.attempts;
+      result.cached += outcome.usage.cached_tokens;
       if (!outcome.cancelled) {
         result.slowest_seconds =
             std::max(result.slowest_seconds, base::seconds(outcome.ended - outcome.submitted));
@@ -293,7 +355,9 @@ RunResult run(const RunOptions& options) {
   cluster_options.network.duplicate = script->duplicate;
   cluster_options.network.reorder = script->reorder;
   cluster_options.without_retry = options.without_retry;
+  cluster_options.network.corrupt = script->corrupt;
   cluster_options.store_disk = script->disk;
+  cluster_options.stores = script->stores;
   // Of ten thousand beats at 10 % loss six in a row do get lost: where no node fails, none may be
   // taken for dead.
   if (script->quiet) cluster_options.heartbeat_misses = 20;

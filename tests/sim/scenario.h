@@ -26,6 +26,7 @@ struct RunResult {
   std::string why;  // of a failure
   base::Hash128 trace;
   uint32_t requests = 0, tokens = 0, attempts = 0;
+  uint32_t cached = 0;  // tokens of prompts
   double virtual_seconds = 0;
   double slowest_seconds = 0;  // request, from asking to the end
   std::string log;             // the last lines, of a failure

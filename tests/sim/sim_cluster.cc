@@ -147,6 +147,14 @@ bool SimCluster::ready() {
   return status.ready && static_cast<size_t>(ready) >= nodes_.size() + 1;
 }
 
+size_t SimCluster::ready_stores() {
+  const coordinator::ClusterStatus status = gateway().status();
+  return static_cast<size_t>(
+      std::ranges::count_if(status.nodes, [](const coordinator::NodeStatus& node) {
+        return node.role == "kvstore" && node.state == "ready";
+      }));
+}
+
 void SimCluster::inject(const std::string& node, base::FaultPoint fault) {
   const auto found = engines_.find(node);
   if (found != engines_.end()) found->second->inject(fault);
@@ -196,10 +204,10 @@ std::string SimCluster::held() {
     } else if (name.starts_with("decode")) {
       const decode::Ledger ledger = as<decode::DecodeActor>(actor)->ledger();
       if (ledger != decode::Ledger{}) {
-        held +=
-            fmt::format("{}: {} reservations, {} running, {} blocks, {} outbox, {} expert calls; ",
-                        name, ledger.reservations, ledger.running, ledger.blocks_used,
-                        ledger.outbox, ledger.expert_calls);
+        held += fmt::format(
+            "{}: {} reservations, {} running, {} blocks, {} outbox, {} expert calls, {} storing; ",
+            name, ledger.reservations, ledger.running, ledger.blocks_used, ledger.outbox,
+            ledger.expert_calls, ledger.storing);
       }
     } else {
       const auto* store = as<kvstore::KvstoreActor>(actor);

@@ -55,6 +55,7 @@ class SimCluster {
   actor::SimHost& host() { return *host_; }
   const std::vector<std::string>& nodes() const { return nodes_; }  // all but the coordinator
   bool ready();
+  size_t ready_stores();
 
   // The disks of the stores, for their faults; they outlive the stores' lives.
   std::vector<std::unique_ptr<kvstore::SimMedium>>& disks() { return disks_; }

@@ -64,10 +64,10 @@ int main(int argc, char** argv) {
       return code;
     }
     fmt::print(
-        "check ok {} seed {}: {} requests, {} tokens, {} attempts, slowest {:.1f} s, {:.1f} "
-        "virtual s, trace {}\n",
-        options.scenario, options.seed, result.requests, result.tokens, result.attempts,
-        result.slowest_seconds, result.virtual_seconds, result.trace.hex());
+        "check ok {} seed {}: {} requests, {} tokens, {} cached, {} attempts, slowest {:.1f} s, "
+        "{:.1f} virtual s, trace {}\n",
+        options.scenario, options.seed, result.requests, result.tokens, result.cached,
+        result.attempts, result.slowest_seconds, result.virtual_seconds, result.trace.hex());
   }
   return code;
 }

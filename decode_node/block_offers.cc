@@ -1,0 +1,41 @@
+#include "decode_node/block_offers.h"
+
+namespace decode {
+
+using model::kBlockTokens;
+
+void BlockOffers::view_changed(const node::View& view) {
+  sites_ = node::stores_in(view);
+  outbox_.view_changed(view);
+}
+
+void BlockOffers::offer(actor::Context& ctx, Sequence& sequence, model::KvPool& pool) {
+  const auto full = static_cast<uint32_t>(sequence.tokens.size() - 1) / kBlockTokens;
+  if (sequence.stored_blocks >= full) return;
+  if (sequence.block_root == base::Hash128{} || sites_.size() == 0) {
+    sequence.stored_blocks = full;
+    return;
+  }
+  const std::span<const TokenId> tokens(sequence.tokens);
+  std::vector<base::Hash128>& keys = sequence.block_keys;
+  while (keys.size() < full) {
+    const base::Hash128& before = keys.empty() ? sequence.block_root : keys.back();
+    keys.push_back(
+        proto::block_key(before, tokens.subspan(keys.size() * kBlockTokens, kBlockTokens)));
+  }
+  const node::BlockChain chain{sequence.block_root, sequence.space, keys, tokens, kBlockTokens};
+  const model::KvView kv{&pool, sequence.blocks};
+  const uint32_t layers = pool.layers().count();
+  for (uint32_t& at = sequence.stored_blocks; at < full; ++at) {
+    if (!outbox_.has_room(layers * pool.entry_bytes())) continue;
+    const base::NodeId store = sites_.of(base::group_key(keys, at)).front();
+    for (uint32_t layer = 0; layer < layers; ++layer) {
+      base::Bytes rows(pool.entry_bytes());
+      model::copy_rows_out(kv, layer, at * kBlockTokens, kBlockTokens, rows.data());
+      outbox_.push(ctx, store, node::describe(chain, at, layer, layers),
+                   base::Blob(std::move(rows)));
+    }
+  }
+}
+
+}  // namespace decode
