@@ -56,14 +56,10 @@ const char* state_name(NodeState state) {
   return "unknown";
 }
 
-std::pair<uint32_t, uint32_t> stage_layers(uint32_t layers, uint32_t stages, uint32_t stage) {
-  const uint32_t share = layers / stages, extra = layers % stages;
-  const uint32_t begin = stage * share + std::min(stage, extra);
-  return {begin, begin + share + (stage < extra ? 1 : 0)};
-}
-
-Membership::Membership(MembershipOptions options) : options_(options) {
+Membership::Membership(MembershipOptions options) : options_(std::move(options)) {
   CHECK(options_.stages > 0 && options_.ranks > 0 && options_.heartbeat_ms > 0);
+  CHECK(options_.stage_layers.size() == options_.stages, "layers for {} of {} stages",
+        options_.stage_layers.size(), options_.stages);
 }
 
 uint32_t Membership::positions(Role role) const {
@@ -147,9 +143,9 @@ HelloReply Membership::welcome(const Member& member) const {
   reply.position = member.position;
   reply.positions = positions(member.role);
   if (member.role == Role::kPrefill) {
-    const auto [begin, end] = stage_layers(options_.layers, options_.stages, member.position);
-    reply.layer_begin = begin;
-    reply.layer_end = end;
+    const model::LayerRange layers = options_.stage_layers.at(member.position);
+    reply.layer_begin = layers.begin;
+    reply.layer_end = layers.end;
   }
   reply.coordinator_life = options_.coordinator_life;
   reply.heartbeat_ms = options_.heartbeat_ms;

@@ -12,6 +12,7 @@
 #include "base/hash.h"
 #include "base/ids.h"
 #include "base/time.h"
+#include "model/kv_pool.h"
 #include "proto/membership.h"
 
 namespace coordinator {
@@ -20,8 +21,8 @@ using base::NodeId;
 using base::Time;
 
 struct MembershipOptions {
-  uint32_t stages = 1, ranks = 1, stores = 0;  // positions per role
-  uint32_t layers = 1;
+  uint32_t stages = 1, ranks = 1, stores = 0;   // positions per role
+  std::vector<model::LayerRange> stage_layers;  // of each prefill stage
   uint32_t heartbeat_ms = 200;
   uint32_t misses = 5;
   base::Hash128 model, layout, arithmetic;
@@ -43,8 +44,6 @@ struct Member {
 
 const char* role_name(proto::Role role);
 const char* state_name(proto::NodeState state);
-// The layers of stage `stage` of `stages`: even shares, the first stages take the remainder.
-std::pair<uint32_t, uint32_t> stage_layers(uint32_t layers, uint32_t stages, uint32_t stage);
 
 class Membership {
  public:

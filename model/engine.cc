@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "base/check.h"
 #include "base/cluster_config.h"
 
 namespace model {
@@ -11,6 +12,9 @@ void Engine::final_norm(const Pass& pass, std::span<const uint32_t> rows, std::v
   std::vector<float> logits(rows.size() * shape().vocab);
   head(pass, rows, logits, &out);
 }
+
+void Engine::begin_attend(uint32_t, uint32_t, Pass&) { CHECK(false, "not offered by this engine"); }
+void Engine::end_attend(uint32_t, uint32_t, Pass&) { CHECK(false, "not offered by this engine"); }
 
 EngineOptions engine_options(const base::ClusterConfig& config) {
   EngineOptions options;

@@ -83,20 +83,25 @@ proto::Outcome Job::accept(const proto::StageInput& input, const base::Blob& row
 }
 
 bool Job::runnable() const {
-  if (over_ || computing_ || done_ == total_) return false;
+  if (over_ || computing_ || computed()) return false;
   if (loader_ && !loader_->done()) return false;
   if (sender_ && sender_->full()) return false;
   return stage_ == 0 || inputs_.has_next();
 }
 
+uint32_t Job::next_count() const {
+  return stage_ == 0 ? facts_.chunks.next(done_, total_) : inputs_.next_count();
+}
+
+uint64_t Job::chunk_cost() const { return facts_.chunks.cost.tokens(done_, done_ + next_count()); }
+
 void Job::begin_chunk() {
   CHECK(runnable(), "a chunk of request {} cannot run now", key_.request.value);
   computing_ = true;
-  uint32_t count = std::min(facts_.chunk_tokens, total_ - done_);
+  const uint32_t count = next_count();
   if (stage_ > 0) {
     const StageInputs::Chunk chunk = inputs_.take();
     CHECK(chunk.begin == done_, "chunk at {} for position {}", chunk.begin, done_);
-    count = chunk.count;
     pass_.h = chunk.rows.to_vector<float>();
   }
   pass_begin_ = done_;
@@ -148,6 +153,7 @@ void Job::end_chunk() {
   computing_ = false;
   if (over_) return;
   done_ = pass_end_;
+  if (computed()) computed_at_ = facts_.ctx.now();
   if (!sender_) return;
   base::Blob rows = base::Blob::of(std::span<const float>(pass_.h));
   sender_->push(pass_begin_, pass_end_ - pass_begin_, std::move(rows));
@@ -170,13 +176,14 @@ void Job::sample(model::Engine& engine) {
 
 bool Job::conclude() {
   if (shipper_.committed() && (!sender_ || sender_->idle())) return true;
-  const bool all_left = done_ == total_ && !computing_ && shipper_.idle();
+  const bool all_left = computed() && !computing_ && shipper_.idle();
   if (!all_left || committing_) return false;
   if (!finite_) {
     numerical_error("the logits are not finite");
     return false;
   }
   committing_ = true;
+  facts_.counters.kv_exposed += facts_.ctx.now() - computed_at_;
   proto::KvCommit commit;
   commit.request = key_.request;
   commit.attempt = key_.attempt;

@@ -7,6 +7,7 @@
 #include "model/engine.h"
 #include "model/sampler.h"
 #include "prefill_node/cache_loader.h"
+#include "prefill_node/chunk_plan.h"
 #include "prefill_node/kv_shipper.h"
 #include "prefill_node/stage_inputs.h"
 #include "prefill_node/stage_sender.h"
@@ -25,6 +26,10 @@ class JobOwner {
   virtual void job_failed(Job& job, base::Error error, bool without_cache) = 0;
 };
 
+struct JobCounters {
+  base::Duration kv_exposed{};  // from the end of a job's compute until its KV was acknowledged
+};
+
 // What all jobs of a stage share.
 struct StageFacts {
   Context& ctx;
@@ -32,9 +37,10 @@ struct StageFacts {
   const model::Shape& shape;
   model::LayerRange layers;
   model::KvPool& pool;
-  uint32_t chunk_tokens;
+  const ChunkPlan& chunks;
   ShipperCounters& shipped;
   StoreOutbox& outbox;
+  JobCounters& counters;
 };
 
 class Job final : private Party {
@@ -52,6 +58,8 @@ class Job final : private Party {
 
   // A chunk can be computed now: its input is here, its output has room to go.
   bool runnable() const;
+  // Of that chunk.  REQUIRES: runnable()
+  uint64_t chunk_cost() const;
   // Sets up pass() for the next chunk; REQUIRES: runnable().
   void begin_chunk();
   // The KV rows of the chunk in `layer` are final: they leave.
@@ -72,6 +80,7 @@ class Job final : private Party {
   const JobKey& key() const { return key_; }
   bool over() const override { return over_; }
   bool computing() const { return computing_; }
+  bool computed() const { return done_ == total_; }
   bool last_stage() const { return !sender_; }
   bool involves(base::NodeId node) const;
   model::Pass& pass() { return pass_; }
@@ -89,6 +98,7 @@ class Job final : private Party {
   }
   Task<void> watch_deadline();
   void offer_to_store(uint32_t layer);
+  uint32_t next_count() const;
 
   // Constant after construction.
   const StageFacts facts_;
@@ -103,6 +113,7 @@ class Job final : private Party {
   // Owned state.
   uint32_t done_;  // tokens whose KV is computed or cached
   bool computing_ = false, over_ = false, committing_ = false;
+  base::Time computed_at_{};
   std::vector<uint32_t> offered_;  // per layer: blocks given to the store or found there
   model::Pass pass_;
   uint32_t pass_begin_ = 0, pass_end_ = 0;

@@ -1,5 +1,6 @@
 #include "prefill_node/prefill_actor.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -13,7 +14,9 @@ using base::Level;
 using proto::Outcome;
 
 PrefillActor::PrefillActor(PrefillConfig config)
-    : config_(std::move(config)), membership_(config_.identity, *this) {
+    : config_(std::move(config)),
+      chunks_{config_.chunk_tokens, config_.dynamic_chunks, config_.shape.cost},
+      membership_(config_.identity, *this) {
   CHECK(config_.chunk_tokens > 0 && config_.chunk_tokens <= StageInputs::kRowsMost,
         "chunks of {} tokens", config_.chunk_tokens);
   CHECK(config_.passes > 0, "a stage that never computes");
@@ -94,6 +97,7 @@ void PrefillActor::life_lost(Context&) {
   ended_.clear();
   outbox_.clear();
   seen_.clear();
+  note_state();
 }
 
 void PrefillActor::fill(proto::Heartbeat& beat) {
@@ -121,6 +125,15 @@ void PrefillActor::fill(proto::Heartbeat& beat) {
   count("transport_corrupt_total", c.corrupt + c.shipped.corrupt);
   count("stale_dropped_total", c.stale);
   count("attempts_failed_total", c.attempts_failed);
+  const auto measure = [&beat](const char* name, double value) {
+    beat.counters.emplace_back(name, value);
+  };
+  const base::Time now = ctx_->now();
+  const StageClock::Spent spent = clock_.spent(now);
+  measure("prefill_busy_seconds_total", base::seconds(spent.busy));
+  measure("prefill_bubble_seconds_total", base::seconds(spent.bubble));
+  measure("prefill_utilisation", clock_.utilisation(now));
+  measure("kv_exposed_seconds_total", base::seconds(c.jobs.kv_exposed));
 }
 
 Ledger PrefillActor::ledger() const {
@@ -170,8 +183,9 @@ Outcome PrefillActor::open_job(Context& ctx, const proto::StartPrefill& start) {
   auto blocks =
       pool_->allocate(model::KvPool::blocks_for(static_cast<uint32_t>(start.tokens.size())));
   if (!blocks) return Outcome::kNoRoom;
-  const StageFacts facts{
-      ctx, *this, config_.shape, layers_, *pool_, config_.chunk_tokens, counters_.shipped, outbox_};
+  const StageFacts facts{ctx,           *this,   config_.shape,     layers_,
+                         *pool_,        chunks_, counters_.shipped, outbox_,
+                         counters_.jobs};
   auto job = std::make_unique<Job>(facts, start, std::move(*blocks));
   Job& opened = *job;
   jobs_.emplace(key, std::move(job));
@@ -226,15 +240,28 @@ void PrefillActor::drop_up_to(base::RequestId request, uint32_t attempt) {
 // ------------------------------------------------------------------------------------- compute
 
 void PrefillActor::pump() {
-  const auto runnable = [this](const JobKey& key) { return jobs_.at(key)->runnable(); };
+  const auto cost_of = [this](const JobKey& key) -> std::optional<uint64_t> {
+    const Job& job = *jobs_.at(key);
+    if (!job.runnable()) return std::nullopt;
+    return job.chunk_cost();
+  };
   while (engine_ && passes_ < config_.passes) {
-    const auto key = scheduler_.next(runnable);
-    if (!key) return;
+    const auto key = scheduler_.next(cost_of);
+    if (!key) break;
     Job& job = *jobs_.at(*key);
     job.begin_chunk();
     ++passes_;
     ctx_->spawn(run_chunk(*ctx_, job));
   }
+  note_state();
+}
+
+void PrefillActor::note_state() {
+  const auto waits = [](const auto& entry) { return !entry.second->computed(); };
+  const StageClock::State state = passes_ > 0                         ? StageClock::State::kBusy
+                                  : std::ranges::any_of(jobs_, waits) ? StageClock::State::kBubble
+                                                                      : StageClock::State::kIdle;
+  clock_.set(state, ctx_->now());
 }
 
 // The job is in jobs_ or, when it ends meanwhile, in leaving_ until this returns.

@@ -19,6 +19,7 @@
 #include "prefill_node/chunk_scheduler.h"
 #include "prefill_node/ended_attempts.h"
 #include "prefill_node/job.h"
+#include "prefill_node/stage_clock.h"
 #include "proto/all.h"
 
 namespace prefill {
@@ -34,8 +35,9 @@ struct PrefillConfig {
   const std::atomic<uint32_t>* load_percent = nullptr;  // of make_engine's progress; may be null
   std::function<uint64_t()> read_bytes;                 // of the checkpoint so far; may be empty
   uint64_t kv_bytes = 256u << 20;
-  uint32_t chunk_tokens = 256;
-  uint32_t passes = 1;  // chunks computed at once, of different jobs
+  uint32_t chunk_tokens = 256;  // of the first chunk of a prompt
+  bool dynamic_chunks = false;  // later ones as large as costs the same (chunk_plan.h)
+  uint32_t passes = 1;          // chunks computed at once, of different jobs
   uint32_t jobs = 64;
   std::vector<base::NodeFault> faults;  // of this node; `after` counts chunks
 };
@@ -55,6 +57,7 @@ struct PrefillCounters {
   uint64_t chunks = 0, tokens = 0, cached_tokens = 0, attempts_done = 0, attempts_failed = 0;
   uint64_t stale = 0, corrupt = 0, no_room = 0;
   ShipperCounters shipped;
+  JobCounters jobs;
 };
 
 class PrefillActor final : public actor::Actor,
@@ -78,6 +81,7 @@ class PrefillActor final : public actor::Actor,
 
   Ledger ledger() const;
   const PrefillCounters& counters() const { return counters_; }
+  StageClock& clock() { return clock_; }
 
  private:
   using Jobs = std::map<JobKey, std::unique_ptr<Job>>;
@@ -98,6 +102,7 @@ class PrefillActor final : public actor::Actor,
   Job* find(const JobKey& key);
   void drop_up_to(base::RequestId request, uint32_t attempt);
   void pump();
+  void note_state();
   Task<void> run_chunk(Context& ctx, Job& job);
   Task<void> compute(Context& ctx, Job& job);
   void remove(Job& job);
@@ -107,6 +112,7 @@ class PrefillActor final : public actor::Actor,
 
   // Constant after construction.
   const PrefillConfig config_;
+  const ChunkPlan chunks_;
   Context* ctx_ = nullptr;  // since start()
   // Owned state.
   node::MembershipClient membership_;
@@ -119,6 +125,7 @@ class PrefillActor final : public actor::Actor,
   StoreOutbox outbox_;
   EndedAttempts ended_;
   ChunkScheduler scheduler_;
+  StageClock clock_;
   uint32_t passes_ = 0, reports_ = 0;
   uint64_t chunks_begun_ = 0;
   Jobs jobs_;

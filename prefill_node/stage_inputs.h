@@ -27,6 +27,8 @@ class StageInputs {
     base::Blob rows;
   };
   bool has_next() const { return !waiting_.empty() && waiting_.begin()->first == next_; }
+  // Tokens of the chunk that is next.  REQUIRES: has_next()
+  uint32_t next_count() const { return waiting_.begin()->second.count; }
   // The chunk at the position after the last taken one. REQUIRES: has_next()
   Chunk take();
   size_t waiting() const { return waiting_.size(); }

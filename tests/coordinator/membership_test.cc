@@ -20,7 +20,7 @@ class MembershipTest : public ::testing::Test {
     o.stages = 2;
     o.ranks = 2;
     o.stores = 1;
-    o.layers = 5;
+    o.stage_layers = {{0, 3}, {3, 5}};
     o.model = {1, 1};
     o.layout = {2, 2};
     o.arithmetic = {3, 3};
@@ -61,19 +61,6 @@ class MembershipTest : public ::testing::Test {
   Membership members_{options()};
   int64_t ticked_ = 0;
 };
-
-TEST_F(MembershipTest, DividesLayersEvenlyWithTheRemainderFirst) {
-  EXPECT_EQ(stage_layers(5, 2, 0), (std::pair<uint32_t, uint32_t>{0, 3}));
-  EXPECT_EQ(stage_layers(5, 2, 1), (std::pair<uint32_t, uint32_t>{3, 5}));
-  EXPECT_EQ(stage_layers(4, 1, 0), (std::pair<uint32_t, uint32_t>{0, 4}));
-  uint32_t next = 0;
-  for (uint32_t s = 0; s < 5; ++s) {
-    const auto [begin, end] = stage_layers(38, 5, s);
-    EXPECT_EQ(begin, next);
-    next = end;
-  }
-  EXPECT_EQ(next, 38u);
-}
 
 TEST_F(MembershipTest, GivesPositionsInOrderOfArrival) {
   const auto first = join(10, Role::kPrefill, "prefill-0");

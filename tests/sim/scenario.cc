@@ -305,6 +305,7 @@ RunResult run(const RunOptions& options) {
   Rng rng(options.seed, /*stream=*/77);
   // Odd settings are part of the draw: a pipeline of one, chunks of a token, a batch of one.
   cluster_options.chunk_tokens = std::vector<uint32_t>{1, 7, 16, 64}[rng.below(4)];
+  cluster_options.dynamic_chunks = options.seed % 2 == 1;
   cluster_options.max_batch = std::vector<uint32_t>{1, 3, 8}[rng.below(3)];
   SimCluster cluster(cluster_options, *engine);
   Running running{*script, cluster, *engine, result, warnings};
