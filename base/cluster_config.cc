@@ -77,7 +77,8 @@ void ClusterFile::cluster_and_nodes() {
 
   Section prefill = reader_.section("prefill");
   prefill.integer("stages", &c_.prefill_stages, {1, 64, "pipeline stages (CPP depth)"});
-  prefill.integer("sequence_parallel", &c_.sequence_parallel, {1, kAny, "ranks per stage"});
+  prefill.integer("sequence_parallel", &c_.sequence_parallel,
+                  {1, 64, "ranks (processes) of a stage, which share each chunk's tokens"});
   prefill.choice("chunk", &c_.chunk,
                  {{"dynamic", "fixed"},
                   "dynamic: chunks shrink as the context grows, so that each costs the same"});
@@ -189,8 +190,6 @@ void ClusterFile::read_faults() {
 }
 
 void ClusterFile::check_offered() {
-  only("prefill", "sequence_parallel", c_.sequence_parallel, 1u,
-       "a stage is one process in this version");
   only("decode", "kv_parallel", c_.kv_parallel, 1u,
        "a sequence's KV stands on one rank in this version");
   only("decode", "redundant_experts", c_.redundant_experts, 0u,

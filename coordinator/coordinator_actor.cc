@@ -39,6 +39,7 @@ void CoordinatorActor::start(Context& ctx) {
 
   MembershipOptions membership;
   membership.stages = options_.config.prefill_stages;
+  membership.sequence_ranks = options_.config.sequence_parallel;
   membership.ranks = options_.config.decode_ranks;
   membership.stores = options_.config.kvstore_nodes;
   const StageDivision division =

@@ -57,13 +57,14 @@ const char* state_name(NodeState state) {
 }
 
 Membership::Membership(MembershipOptions options) : options_(std::move(options)) {
-  CHECK(options_.stages > 0 && options_.ranks > 0 && options_.heartbeat_ms > 0);
+  CHECK(options_.stages > 0 && options_.sequence_ranks > 0 && options_.ranks > 0 &&
+        options_.heartbeat_ms > 0);
   CHECK(options_.stage_layers.size() == options_.stages, "layers for {} of {} stages",
         options_.stage_layers.size(), options_.stages);
 }
 
 uint32_t Membership::positions(Role role) const {
-  if (role == Role::kPrefill) return options_.stages;
+  if (role == Role::kPrefill) return options_.stages * options_.sequence_ranks;
   if (role == Role::kDecode) return options_.ranks;
   if (role == Role::kKvstore) return options_.stores;
   return 0;
@@ -143,7 +144,7 @@ HelloReply Membership::welcome(const Member& member) const {
   reply.position = member.position;
   reply.positions = positions(member.role);
   if (member.role == Role::kPrefill) {
-    const model::LayerRange layers = options_.stage_layers.at(member.position);
+    const model::LayerRange layers = options_.stage_layers.at(stage_of(member));
     reply.layer_begin = layers.begin;
     reply.layer_end = layers.end;
   }
@@ -321,11 +322,16 @@ std::vector<const Member*> Membership::ready(Role role) const {
   return found;
 }
 
+std::vector<const Member*> Membership::ready_in_stage(uint32_t stage) const {
+  std::vector<const Member*> found = ready(Role::kPrefill);
+  std::erase_if(found, [&](const Member* member) { return stage_of(*member) != stage; });
+  return found;
+}
+
 std::vector<std::string> Membership::missing() const {
   std::vector<std::string> missing;
   for (uint32_t stage = 0; stage < options_.stages; ++stage) {
-    if (!ready_at(Role::kPrefill, stage))
-      missing.push_back(fmt::format("no prefill stage {}", stage));
+    if (ready_in_stage(stage).empty()) missing.push_back(fmt::format("no prefill stage {}", stage));
   }
   if (ready(Role::kDecode).empty()) missing.push_back("no decode rank");
   return missing;

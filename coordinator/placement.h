@@ -34,9 +34,9 @@ struct StageLoad {
 };
 
 struct PlacementView {
-  std::vector<std::optional<StageLoad>> stages;  // the ready node of each stage
-  std::vector<RankLoad> ranks;                   // ready ones, ascending rank
-  NodeId store;                                  // 0: none
+  std::vector<std::vector<StageLoad>> stages;  // the ready ranks of each stage
+  std::vector<RankLoad> ranks;                 // ready ones, ascending rank
+  NodeId store;                                // 0: none
 };
 
 struct PlacementRequest {
@@ -49,7 +49,8 @@ struct PlacementRequest {
 };
 
 struct Placement {
-  std::vector<NodeId> stages;
+  std::vector<NodeId> stages;   // the ranks of each stage, stage by stage
+  uint32_t sequence_ranks = 1;  // of every stage: as many as the poorest has
   NodeId decode;
   NodeId store;
 };

@@ -42,7 +42,9 @@ Task<void> CacheLoader::run(Fetch fetch) {
     co_return;
   }
   --left_;
-  shipper_.push(fetch.layer, fetch.first * model::kBlockTokens, fetch.count * model::kBlockTokens);
+  if (facts_.ships)
+    shipper_.push(fetch.layer, fetch.first * model::kBlockTokens,
+                  fetch.count * model::kBlockTokens);
   pump();
   party_.moved();
 }

@@ -22,6 +22,7 @@ class CacheLoader {
     std::vector<base::Hash128> keys;  // of the cached blocks
     model::LayerRange layers;
     model::KvView kv;
+    bool ships = true;  // false: another rank of the stage does
   };
   CacheLoader(Context& ctx, Party& party, Facts facts, KvShipper& shipper);
 

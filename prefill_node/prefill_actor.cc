@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "node/process.h"
@@ -122,9 +123,10 @@ void PrefillActor::fill(proto::Heartbeat& beat) {
   count("kv_bytes_sent_total", c.shipped.bytes);
   count("store_entries_put_total", outbox_.counters().stored);
   count("store_entries_dropped_total", outbox_.counters().dropped);
-  count("transport_corrupt_total", c.corrupt + c.shipped.corrupt);
+  count("transport_corrupt_total", c.corrupt + c.shipped.corrupt + c.exchanged.corrupt);
   count("stale_dropped_total", c.stale);
   count("attempts_failed_total", c.attempts_failed);
+  count("sequence_bytes_sent_total", c.exchanged.bytes);
   const auto measure = [&beat](const char* name, double value) {
     beat.counters.emplace_back(name, value);
   };
@@ -133,6 +135,7 @@ void PrefillActor::fill(proto::Heartbeat& beat) {
   measure("prefill_busy_seconds_total", base::seconds(spent.busy));
   measure("prefill_bubble_seconds_total", base::seconds(spent.bubble));
   measure("prefill_utilisation", clock_.utilisation(now));
+  measure("sequence_wait_seconds_total", base::seconds(c.exchanged.waited));
   measure("kv_exposed_seconds_total", base::seconds(c.jobs.kv_exposed));
 }
 
@@ -183,9 +186,9 @@ Outcome PrefillActor::open_job(Context& ctx, const proto::StartPrefill& start) {
   auto blocks =
       pool_->allocate(model::KvPool::blocks_for(static_cast<uint32_t>(start.tokens.size())));
   if (!blocks) return Outcome::kNoRoom;
-  const StageFacts facts{ctx,           *this,   config_.shape,     layers_,
-                         *pool_,        chunks_, counters_.shipped, outbox_,
-                         counters_.jobs};
+  const StageFacts facts{
+      ctx,     *this,          config_.shape,      layers_, *pool_, chunks_, counters_.shipped,
+      outbox_, counters_.jobs, counters_.exchanged};
   auto job = std::make_unique<Job>(facts, start, std::move(*blocks));
   Job& opened = *job;
   jobs_.emplace(key, std::move(job));
@@ -196,26 +199,39 @@ Outcome PrefillActor::open_job(Context& ctx, const proto::StartPrefill& start) {
 }
 
 void PrefillActor::on(Context& ctx, const Incoming<proto::StageInput>& in) {
+  take_rows(ctx, in, in.blobs.size() == 1 ? base::hash128(in.blobs[0].view()) : base::Hash128{});
+}
+
+void PrefillActor::on(Context& ctx, const Incoming<proto::SequenceKv>& in) {
+  take_rows(
+      ctx, in,
+      in.blobs.size() == 1 ? proto::sequence_digest(in.msg, in.blobs[0].view()) : base::Hash128{});
+}
+
+template <class M>
+void PrefillActor::take_rows(Context& ctx, const Incoming<M>& in, const base::Hash128& digest) {
   membership_.progressed();
+  const JobKey key{in->request, in->attempt};
   proto::Done done;
-  done.outcome = take_input(in);
+  if (Job* job = find(key); job == nullptr) {
+    done.outcome = outcome_without_job(key);
+  } else if (in.blobs.size() != 1 || digest != in->digest) {
+    done.outcome = Outcome::kCorrupt;
+  } else if constexpr (std::is_same_v<M, proto::SequenceKv>) {
+    done.outcome = job->accept(in.msg, in.from.node, in.blobs[0]);
+  } else {
+    done.outcome = job->accept(in.msg, in.blobs[0]);
+  }
   if (done.outcome == Outcome::kStale) ++counters_.stale;
   if (done.outcome == Outcome::kCorrupt) ++counters_.corrupt;
   ctx.reply(in, done);
   pump();
 }
 
-Outcome PrefillActor::take_input(const Incoming<proto::StageInput>& in) {
-  const JobKey key{in->request, in->attempt};
-  Job* job = find(key);
-  if (job == nullptr) {
-    const auto later = jobs_.upper_bound(key);
-    if (later != jobs_.end() && later->first.request == key.request) return Outcome::kStale;
-    return ended_.of(key);
-  }
-  if (in.blobs.size() != 1 || base::hash128(in.blobs[0].view()) != in->digest)
-    return Outcome::kCorrupt;
-  return job->accept(in.msg, in.blobs[0]);
+Outcome PrefillActor::outcome_without_job(const JobKey& key) const {
+  const auto later = jobs_.upper_bound(key);
+  if (later != jobs_.end() && later->first.request == key.request) return Outcome::kStale;
+  return ended_.of(key);
 }
 
 void PrefillActor::on(Context& ctx, const Incoming<proto::Cancel>& in) {
@@ -296,7 +312,7 @@ Task<void> PrefillActor::compute(Context& ctx, Job& job) {
   Task<bool> pass = model::forward(*engine_, layers_, job.pass(), site);
   const bool whole = co_await std::move(pass);
   if (!can_be_trusted(ctx, *engine_) && !job.over()) remove(job);
-  if (!whole || job.over() || !job.last_stage() || !job.at_last_token()) co_return;
+  if (!whole || job.over() || !job.samples() || !job.at_last_token()) co_return;
   std::function<void()> draw = [this, &job] { job.sample(*engine_); };
   Task<void> run = ctx.offload(std::move(draw), cost_of_rows(1));
   co_await std::move(run);
@@ -312,6 +328,18 @@ void PrefillActor::job_moved(Job& job) {
     remove(job);
   }
   pump();
+}
+
+// A pass that waits gives up its slot: with one slot and two requests the ranks of a stage could
+// else each wait for the one that the other does not compute. It may overdraw them when it goes on.
+void PrefillActor::pass_waits(bool waits) {
+  if (waits) {
+    --passes_;
+    pump();
+  } else {
+    ++passes_;
+    note_state();
+  }
 }
 
 void PrefillActor::job_stale(Job& job) {
@@ -356,6 +384,7 @@ void PrefillActor::remove(Job& job) {
   CHECK(!node.empty(), "a job ends twice");
   if (job.computing()) {
     leaving_.push_back(std::move(node.mapped()));
+    job.interrupt();
   } else {
     release(std::move(node.mapped()));
   }

@@ -46,7 +46,7 @@ struct PrefillConfig {
 struct Ledger {
   uint32_t jobs = 0, leaving = 0;  // leaving: over, their pass has not come back
   uint32_t blocks_used = 0;
-  uint32_t unacknowledged = 0;  // KvLayer and StageInput
+  uint32_t unacknowledged = 0;  // KvLayer, StageInput and SequenceKv
   uint32_t fetching = 0;        // FetchKv unanswered
   uint32_t storing = 0;         // PutKv waiting or unanswered
   uint32_t reports = 0;         // AttemptFailed calls under way
@@ -58,6 +58,7 @@ struct PrefillCounters {
   uint64_t stale = 0, corrupt = 0, no_room = 0;
   ShipperCounters shipped;
   JobCounters jobs;
+  ExchangeCounters exchanged;
 };
 
 class PrefillActor final : public actor::Actor,
@@ -65,7 +66,7 @@ class PrefillActor final : public actor::Actor,
                            private JobOwner {
  public:
   using In = actor::Accepts<proto::HeartbeatReply, proto::ClusterView, proto::StartPrefill,
-                            proto::StageInput, proto::Cancel>;
+                            proto::StageInput, proto::SequenceKv, proto::Cancel>;
 
   explicit PrefillActor(PrefillConfig config);
 
@@ -77,6 +78,7 @@ class PrefillActor final : public actor::Actor,
   void on(Context& ctx, const Incoming<proto::ClusterView>& in) { membership_.on(ctx, in); }
   void on(Context& ctx, const Incoming<proto::StartPrefill>& in);
   void on(Context& ctx, const Incoming<proto::StageInput>& in);
+  void on(Context& ctx, const Incoming<proto::SequenceKv>& in);
   void on(Context& ctx, const Incoming<proto::Cancel>& in);
 
   Ledger ledger() const;
@@ -93,12 +95,16 @@ class PrefillActor final : public actor::Actor,
   void fill(proto::Heartbeat& beat) override;
   // JobOwner
   void job_moved(Job& job) override;
+  void pass_waits(bool waits) override;
   void job_stale(Job& job) override;
   void job_failed(Job& job, base::Error error, bool without_cache) override;
 
   Task<void> load(Context& ctx, model::LayerRange layers, uint64_t turn);
   proto::Outcome open_job(Context& ctx, const proto::StartPrefill& start);
-  proto::Outcome take_input(const Incoming<proto::StageInput>& in);
+  // M: StageInput or SequenceKv.
+  template <class M>
+  void take_rows(Context& ctx, const Incoming<M>& in, const base::Hash128& digest);
+  proto::Outcome outcome_without_job(const JobKey& key) const;
   Job* find(const JobKey& key);
   void drop_up_to(base::RequestId request, uint32_t attempt);
   void pump();

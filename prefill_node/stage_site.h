@@ -22,8 +22,13 @@ class StageSite final : public model::Site {
   Task<void> compute(std::function<void()> job, uint32_t rows) override;
   Task<bool> run_experts(uint32_t layer, model::Pass& pass) override;
   void kv_ready(uint32_t layer, model::Pass& pass) override;
+  bool shares_sequence() const override { return job_.shares_sequence(); }
+  Task<bool> gather(uint32_t layer, uint32_t j, model::Pass& pass) override;
 
  private:
+  // The job goes on and so do its rows: they are finite and come from sound arithmetic.
+  bool sound(model::Pass& pass);
+
   Context& ctx_;
   model::Engine& engine_;
   Job& job_;

@@ -36,18 +36,20 @@ struct StartPrefill {
       tokens;  // as in ReserveKv: all of them get KV, the last one's logits give the next token
   uint32_t prompt_tokens = 0;
   SamplingFields sampling;
-  std::vector<NodeId> stages;
+  std::vector<NodeId> stages;  // with sequence parallelism the ranks of a stage, stage by stage
   NodeId decode;
   NodeId store;  // 0: none
   uint32_t credits = 0;
   uint32_t cached_blocks = 0;  // leading blocks to load from the store instead of computing
   std::vector<base::Hash128> block_keys;  // of every full block of tokens, cached or not
   uint64_t deadline_ms = 0;               // from now
+  uint32_t sequence_ranks = 1;            // of each stage
   FIELDS(request, attempt, tokens, prompt_tokens, sampling, stages, decode, store, credits,
-         cached_blocks, block_keys, deadline_ms)
+         cached_blocks, block_keys, deadline_ms, sequence_ranks)
 };
 
-// Stage s → stage s+1: the hidden rows of one chunk. Blob: f32 [token_count, hidden].
+// Stage s → stage s+1: the hidden rows of one chunk. Blob: f32 [token_count, hidden]; between ranks
+// of sequence parallelism, which are those of equal number, only the rows of the sender's tokens.
 struct StageInput {
   static constexpr uint16_t kType = 23;
   static constexpr const char* kName = "StageInput";
@@ -57,6 +59,20 @@ struct StageInput {
   base::Hash128 digest;  // of the blob
   FIELDS(request, attempt, token_begin, token_count, digest)
 };
+
+// Rank of a stage → each other one, at each attention: what it has written into the KV rows of its
+// tokens of a chunk. Blob: [tokens of the sender's share, bytes of that attention].
+struct SequenceKv {
+  static constexpr uint16_t kType = 31;
+  static constexpr const char* kName = "SequenceKv";
+  RequestId request;
+  uint32_t attempt = 0;
+  uint32_t token_begin = 0, token_count = 0;  // of the chunk
+  uint32_t layer = 0, part = 0;               // attention `part` of the layer
+  base::Hash128 digest;                       // sequence_digest(this, blob)
+  FIELDS(request, attempt, token_begin, token_count, layer, part, digest)
+};
+base::Hash128 sequence_digest(const SequenceKv& message, base::ByteView rows);
 
 // Stage → decode rank: KV rows of one layer of one chunk, as soon as the layer is done. Blob:
 // token_count rows.

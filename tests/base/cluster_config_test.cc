@@ -118,8 +118,7 @@ TEST(ClusterConfig, WhatIsNotOfferedIsRefusedByNameWithWhatIs) {
     const char* text;
     const char* error;
   } cases[] = {
-      {"[prefill]\nsequence_parallel = 2\n",
-       "c.toml:2:21: prefill.sequence_parallel: 2 is not offered; only 1 is"},
+      {"[prefill]\nsequence_parallel = 0\n", "c.toml:2:21: prefill.sequence_parallel"},
       {"[prefill]\nchunk_tokens = 0\n", "c.toml:2:16: prefill.chunk_tokens"},
       {"[prefill]\nchunk = \"small\"\n", "c.toml:2:9: prefill.chunk"},
       {"[decode]\nkv_parallel = 4\n", "c.toml:2:15: decode.kv_parallel: 4 is not offered; only 1"},

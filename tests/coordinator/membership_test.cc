@@ -62,6 +62,37 @@ class MembershipTest : public ::testing::Test {
   int64_t ticked_ = 0;
 };
 
+TEST(MembershipRanks, TheRanksOfAStageHaveItsLayersAndOneIsEnoughToRun) {
+  MembershipOptions options;
+  options.stages = 2;
+  options.sequence_ranks = 3;
+  options.stage_layers = {{0, 3}, {3, 5}};
+  Membership members(options);
+  for (uint64_t i = 0; i < 6; ++i) {
+    Hello hello;
+    hello.role = Role::kPrefill;
+    hello.name = "prefill-" + std::to_string(i);
+    hello.endpoint = "sim://" + hello.name;
+    const proto::HelloReply reply = members.hello(NodeId{10 + i}, hello, at(0)).reply;
+    EXPECT_EQ(reply.position, i);
+    EXPECT_EQ(reply.positions, 6u);
+    EXPECT_EQ(reply.layer_begin, i < 3 ? 0u : 3u);
+    EXPECT_EQ(reply.layer_end, i < 3 ? 3u : 5u);
+  }
+  const auto ready = [&](uint64_t node) {
+    proto::Heartbeat beat;
+    beat.state = NodeState::kReady;
+    members.heartbeat(NodeId{node}, beat, at(1));
+  };
+  ready(12);
+  EXPECT_EQ(members.missing().front(), "no prefill stage 1");
+  ready(15);
+  ready(14);
+  EXPECT_EQ(members.missing(), (std::vector<std::string>{"no decode rank"}));
+  ASSERT_EQ(members.ready_in_stage(1).size(), 2u);
+  EXPECT_EQ(members.ready_in_stage(1)[0]->node, NodeId{14});
+}
+
 TEST_F(MembershipTest, GivesPositionsInOrderOfArrival) {
   const auto first = join(10, Role::kPrefill, "prefill-0");
   EXPECT_EQ(first.verdict, Verdict::kWelcome);

@@ -31,6 +31,7 @@ struct Script {
   seconds limit;      // of virtual time, for everything to be over
   bool shared;        // every prompt begins with one of two long prefixes
   bool disk = false;  // the store has one
+  uint32_t sequence_ranks = 1;
 };
 
 milliseconds between(Rng& rng, uint64_t least, uint64_t most) {
@@ -64,6 +65,15 @@ void kill_everything(SimCluster& cluster, Rng& rng, milliseconds span) {
   for (const std::string& node : cluster.nodes()) {
     const auto most = static_cast<uint64_t>(span.count());
     kill_and_restart(cluster, node, between(rng, 300, most), between(rng, 100, 1500));
+  }
+}
+
+// Every rank of every prefill stage goes down; sometimes two of a stage at once.
+void kill_prefill(SimCluster& cluster, Rng& rng, milliseconds span) {
+  const auto most = static_cast<uint64_t>(span.count());
+  for (const std::string& node : cluster.nodes()) {
+    if (!node.starts_with("prefill")) continue;
+    kill_and_restart(cluster, node, between(rng, 300, most), between(rng, 100, 3000));
   }
 }
 
@@ -140,6 +150,10 @@ const std::vector<Script>& scripts() {
        0.02, bad_arithmetic, false, false, seconds(60), seconds(300), false},
       {"disk", "10 % loss, the store's disk full, ill, slow and rotten, the store killed", 0.10,
        0.05, 0.05, disk_fails, false, false, seconds(60), seconds(120), true, true},
+      {"sequence", "lossy, two ranks a stage, each killed and restarted", 0.10, 0.05, 0.05,
+       kill_prefill, false, false, seconds(60), seconds(300), false, false, 2},
+      {"shared", "lossy, three ranks a stage, no node fails", 0.10, 0.05, 0.05, no_faults, true,
+       false, seconds(120), seconds(240), false, false, 3},
       {"cancels", "lossy, and half of the clients leave", 0.10, 0.05, 0.05, no_faults, false, true,
        seconds(60), seconds(120), false},
   };
@@ -294,6 +308,7 @@ RunResult run(const RunOptions& options) {
   cluster_options.network.reorder = script->reorder;
   cluster_options.without_retry = options.without_retry;
   cluster_options.store_disk = script->disk;
+  cluster_options.sequence_ranks = script->sequence_ranks;
   // Of ten thousand beats at 10 % loss six in a row do get lost: where no node fails, none may be
   // taken for dead.
   if (script->quiet) cluster_options.heartbeat_misses = 20;

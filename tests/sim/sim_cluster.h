@@ -22,7 +22,7 @@ class SharedEngine;
 
 struct ClusterOptions {
   uint64_t seed = 1;
-  uint32_t stages = 2, ranks = 2, stores = 1;
+  uint32_t stages = 2, sequence_ranks = 1, ranks = 2, stores = 1;
   uint32_t chunk_tokens = 16, max_batch = 8;
   bool dynamic_chunks = false;
   uint64_t kv_bytes = 32u << 20;
