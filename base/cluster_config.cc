@@ -79,6 +79,8 @@ void ClusterFile::cluster_and_nodes() {
   prefill.integer("stages", &c_.prefill_stages, {1, 64, "pipeline stages (CPP depth)"});
   prefill.integer("sequence_parallel", &c_.sequence_parallel,
                   {1, 64, "ranks (processes) of a stage, which share each chunk's tokens"});
+  prefill.boolean("share_experts", &c_.share_experts,
+                  "each rank of a stage has its share of the experts packed, for all of them");
   prefill.choice("chunk", &c_.chunk,
                  {{"dynamic", "fixed"},
                   "dynamic: chunks shrink as the context grows, so that each costs the same"});

@@ -23,6 +23,7 @@ struct ClusterConfig {
   // [prefill]
   uint32_t prefill_stages = 2;     // CPP depth
   uint32_t sequence_parallel = 1;  // ranks per stage
+  bool share_experts = false;      // by the ranks of a stage
   std::string chunk = "dynamic";   // or fixed
   uint32_t chunk_tokens = 256;     // tokens of a prompt's first pipeline step
   uint64_t prefill_kv_bytes = 256u << 20;

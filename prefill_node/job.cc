@@ -71,8 +71,8 @@ Job::Job(const StageFacts& facts, proto::StartPrefill start, std::vector<model::
   if (ranks_ > 1) {
     SequenceExchange::Facts shared{
         key_, {}, rank_, total_, facts.layers, kv_, facts.shape.kv_latent_bytes};
-    for (uint32_t rank = 0; rank < ranks_; ++rank)
-      shared.ranks.push_back({start_.stages[stage_ * ranks_ + rank], proto::kPrefill});
+    for (const base::NodeId rank : ranks_of_stage())
+      shared.ranks.push_back({rank, proto::kPrefill});
     exchange_.emplace(facts.ctx, party, std::move(shared), facts.exchanged);
   }
   if (start_.cached_blocks == 0) return;
@@ -246,6 +246,11 @@ bool Job::conclude() {
   }
   shipper_.commit(std::move(commit));
   return false;
+}
+
+std::vector<base::NodeId> Job::ranks_of_stage() const {
+  const auto first = start_.stages.begin() + stage_ * ranks_;
+  return {first, first + ranks_};
 }
 
 bool Job::involves(base::NodeId node) const {

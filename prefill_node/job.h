@@ -71,6 +71,7 @@ class Job final : private Party {
   // Several ranks share the sequence: gives this one's KV rows of an attention to the others, takes
   // theirs. False: the job is over.
   bool shares_sequence() const { return exchange_.has_value(); }
+  std::vector<base::NodeId> ranks_of_stage() const;
   Task<bool> gather(uint32_t layer, uint32_t part);
   // The KV rows of the chunk in `layer` are final, on every rank: rank 0's leave.
   void layer_done(uint32_t layer);

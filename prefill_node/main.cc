@@ -39,6 +39,7 @@ base::Result<std::unique_ptr<actor::Actor>> make_actor(Model& loaded, node::Proc
   prefill.read_bytes = [&loaded] { return loaded.checkpoint->bytes_read(); };
   prefill.kv_bytes = config.prefill_kv_bytes;
   prefill.chunk_tokens = config.chunk_tokens;
+  prefill.share_experts = config.share_experts;
   prefill.dynamic_chunks = config.chunk == "dynamic";
   prefill.faults = node::faults_of(info);
   return std::make_unique<prefill::PrefillActor>(std::move(prefill));

@@ -17,7 +17,8 @@ using proto::Outcome;
 PrefillActor::PrefillActor(PrefillConfig config)
     : config_(std::move(config)),
       chunks_{config_.chunk_tokens, config_.dynamic_chunks, config_.shape.cost},
-      membership_(config_.identity, *this) {
+      membership_(config_.identity, *this),
+      service_(counters_.experts) {
   CHECK(config_.chunk_tokens > 0 && config_.chunk_tokens <= StageInputs::kRowsMost,
         "chunks of {} tokens", config_.chunk_tokens);
   CHECK(config_.passes > 0, "a stage that never computes");
@@ -48,11 +49,13 @@ void PrefillActor::welcomed(Context& ctx, const proto::HelloReply& reply) {
 }
 
 Task<void> PrefillActor::load(Context& ctx, model::LayerRange layers, uint64_t turn) {
-  while (passes_ > 0 || !leaving_.empty()) {  // they run on the former engine and pool
+  // They run on the former engine and pool.
+  while (passes_ > 0 || !leaving_.empty() || service_.computing() > 0) {
     Task<void> wait = ctx.sleep(std::chrono::milliseconds(1));
     co_await std::move(wait);
     if (turn != loads_) co_return;
   }
+  dispatch_.reset();
   engine_.reset();
   pool_.reset();
   base::Result<std::unique_ptr<model::Engine>> made = nullptr;
@@ -70,6 +73,10 @@ Task<void> PrefillActor::load(Context& ctx, model::LayerRange layers, uint64_t t
   const uint64_t blocks = config_.kv_bytes / block_bytes;
   layers_ = layers;
   engine_ = std::move(*made);
+  if (config_.share_experts) {
+    dispatch_ = std::make_unique<experts::ExpertDispatch>(ctx, *engine_, proto::kPrefill,
+                                                          counters_.experts);
+  }
   pool_ =
       std::make_unique<model::KvPool>(static_cast<uint32_t>(std::min<uint64_t>(blocks, UINT32_MAX)),
                                       layers, config_.shape.kv_row_bytes);
@@ -123,10 +130,14 @@ void PrefillActor::fill(proto::Heartbeat& beat) {
   count("kv_bytes_sent_total", c.shipped.bytes);
   count("store_entries_put_total", outbox_.counters().stored);
   count("store_entries_dropped_total", outbox_.counters().dropped);
-  count("transport_corrupt_total", c.corrupt + c.shipped.corrupt + c.exchanged.corrupt);
+  count("transport_corrupt_total",
+        c.corrupt + c.shipped.corrupt + c.exchanged.corrupt + c.experts.corrupt);
   count("stale_dropped_total", c.stale);
   count("attempts_failed_total", c.attempts_failed);
   count("sequence_bytes_sent_total", c.exchanged.bytes);
+  count("expert_rows_sent_total", c.experts.expert_rows_sent);
+  count("expert_rows_received_total", c.experts.expert_rows_received);
+  count("expert_redispatched_total", c.experts.expert_redispatched);
   const auto measure = [&beat](const char* name, double value) {
     beat.counters.emplace_back(name, value);
   };
@@ -150,6 +161,8 @@ Ledger PrefillActor::ledger() const {
   }
   out.storing = static_cast<uint32_t>(outbox_.pending());
   out.reports = reports_;
+  out.expert_calls = dispatch_ ? dispatch_->in_flight() : 0;
+  out.expert_jobs = service_.computing();
   return out;
 }
 
@@ -234,6 +247,11 @@ Outcome PrefillActor::outcome_without_job(const JobKey& key) const {
   return ended_.of(key);
 }
 
+void PrefillActor::on(Context& ctx, const Incoming<proto::ExpertIn>& in) {
+  membership_.progressed();
+  service_.answer(ctx, engine_.get(), layers_, in);
+}
+
 void PrefillActor::on(Context& ctx, const Incoming<proto::Cancel>& in) {
   membership_.progressed();
   drop_up_to(in->request, in->attempt);
@@ -308,7 +326,7 @@ Task<void> PrefillActor::compute(Context& ctx, Job& job) {
     if (fault.after == chunks_begun_) engine_->inject(fault.point);
   }
   ++chunks_begun_;
-  StageSite site(ctx, *engine_, job);
+  StageSite site(ctx, *engine_, job, dispatch_.get());
   Task<bool> pass = model::forward(*engine_, layers_, job.pass(), site);
   const bool whole = co_await std::move(pass);
   if (!can_be_trusted(ctx, *engine_) && !job.over()) remove(job);

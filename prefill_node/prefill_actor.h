@@ -15,6 +15,7 @@
 
 #include "actor/actor.h"
 #include "base/fault_point.h"
+#include "experts/expert_service.h"
 #include "node/membership_client.h"
 #include "prefill_node/chunk_scheduler.h"
 #include "prefill_node/ended_attempts.h"
@@ -37,6 +38,7 @@ struct PrefillConfig {
   uint64_t kv_bytes = 256u << 20;
   uint32_t chunk_tokens = 256;  // of the first chunk of a prompt
   bool dynamic_chunks = false;  // later ones as large as costs the same (chunk_plan.h)
+  bool share_experts = false;   // by the ranks of a stage; else each runs all experts of its rows
   uint32_t passes = 1;          // chunks computed at once, of different jobs
   uint32_t jobs = 64;
   std::vector<base::NodeFault> faults;  // of this node; `after` counts chunks
@@ -46,10 +48,11 @@ struct PrefillConfig {
 struct Ledger {
   uint32_t jobs = 0, leaving = 0;  // leaving: over, their pass has not come back
   uint32_t blocks_used = 0;
-  uint32_t unacknowledged = 0;  // KvLayer, StageInput and SequenceKv
-  uint32_t fetching = 0;        // FetchKv unanswered
-  uint32_t storing = 0;         // PutKv waiting or unanswered
-  uint32_t reports = 0;         // AttemptFailed calls under way
+  uint32_t unacknowledged = 0;                 // KvLayer, StageInput and SequenceKv
+  uint32_t fetching = 0;                       // FetchKv unanswered
+  uint32_t storing = 0;                        // PutKv waiting or unanswered
+  uint32_t reports = 0;                        // AttemptFailed calls under way
+  uint32_t expert_calls = 0, expert_jobs = 0;  // asked of other ranks, and by them
   bool operator==(const Ledger&) const = default;
 };
 
@@ -59,6 +62,7 @@ struct PrefillCounters {
   ShipperCounters shipped;
   JobCounters jobs;
   ExchangeCounters exchanged;
+  experts::ExpertCounters experts;
 };
 
 class PrefillActor final : public actor::Actor,
@@ -66,7 +70,7 @@ class PrefillActor final : public actor::Actor,
                            private JobOwner {
  public:
   using In = actor::Accepts<proto::HeartbeatReply, proto::ClusterView, proto::StartPrefill,
-                            proto::StageInput, proto::SequenceKv, proto::Cancel>;
+                            proto::StageInput, proto::SequenceKv, proto::ExpertIn, proto::Cancel>;
 
   explicit PrefillActor(PrefillConfig config);
 
@@ -79,6 +83,7 @@ class PrefillActor final : public actor::Actor,
   void on(Context& ctx, const Incoming<proto::StartPrefill>& in);
   void on(Context& ctx, const Incoming<proto::StageInput>& in);
   void on(Context& ctx, const Incoming<proto::SequenceKv>& in);
+  void on(Context& ctx, const Incoming<proto::ExpertIn>& in);
   void on(Context& ctx, const Incoming<proto::Cancel>& in);
 
   Ledger ledger() const;
@@ -128,6 +133,8 @@ class PrefillActor final : public actor::Actor,
   std::unique_ptr<model::KvPool> pool_;           // with the engine
   uint64_t loads_ = 0;                            // counts welcomes; a load of an older one ends
   std::map<base::NodeId, proto::ViewNode> seen_;  // the view before
+  std::unique_ptr<experts::ExpertDispatch> dispatch_;  // with the engine, where experts are shared
+  experts::ExpertService service_;
   StoreOutbox outbox_;
   EndedAttempts ended_;
   ChunkScheduler scheduler_;

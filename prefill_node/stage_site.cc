@@ -17,6 +17,11 @@ Task<void> StageSite::compute(std::function<void()> job, uint32_t rows) {
 
 Task<bool> StageSite::run_experts(uint32_t layer, model::Pass& pass) {
   if (job_.over()) co_return false;
+  if (dispatch_ != nullptr && job_.shares_sequence()) {
+    base::Task<bool> away = dispatch_->run(layer, pass, job_.ranks_of_stage());
+    const bool home = co_await std::move(away);
+    co_return home && !job_.over();
+  }
   std::function<void()> job = [this, layer, &pass] {
     model::run_all_experts(engine_, layer, pass);
   };

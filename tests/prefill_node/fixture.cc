@@ -172,6 +172,7 @@ Cluster::Cluster(const ClusterOptions& options)
     config.kv_bytes = options.kv_bytes;
     config.chunk_tokens = options.chunk_tokens;
     config.dynamic_chunks = options.dynamic_chunks;
+    config.share_experts = options.share_experts;
     config.jobs = options.jobs;
     config.passes = options.passes;
     auto make = options.make_engine;

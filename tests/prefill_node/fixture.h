@@ -102,7 +102,7 @@ class FakeDecode final : public actor::Actor, private node::MembershipClient::Ow
 struct ClusterOptions {
   uint64_t seed = 1;
   uint32_t stages = 2, sequence_ranks = 1;
-  bool dynamic_chunks = false;
+  bool dynamic_chunks = false, share_experts = false;
   uint64_t kv_bytes = 4u << 20;
   uint32_t chunk_tokens = 32;
   uint32_t jobs = 64;

@@ -25,6 +25,7 @@ TEST(PrefillSequence, PromptsOfEveryAwkwardLengthArriveOverAnyStagesAndRanks) {
         SCOPED_TRACE(fmt::format("stages {} ranks {} dynamic {}", stages, ranks, dynamic));
         ClusterOptions options = shared(stages, ranks);
         options.dynamic_chunks = dynamic;
+        options.share_experts = dynamic;
         Cluster cluster(options);
         cluster.await_ready();
         std::vector<proto::StartPrefill> all;
@@ -53,6 +54,7 @@ TEST(PrefillSequence, WithLossDoublesAndReorderingEverythingArrivesOnce) {
     options.seed = seed;
     options.passes = 1 + static_cast<uint32_t>(seed % 3);
     options.chunk_tokens = seed % 4 == 0 ? 1 : 32;
+    options.share_experts = seed % 3 != 0;
     Cluster cluster(options);
     cluster.sim.network().loss = 0.1;
     cluster.sim.network().duplicate = 0.1;
@@ -94,6 +96,26 @@ TEST(PrefillSequence, RowsAreSharedEvenlyAndKvIsShippedOnce) {
   uint64_t sent = 0;
   for (uint32_t rank = 0; rank < 3; ++rank) sent += cluster.stage(rank).counters().exchanged.bytes;
   EXPECT_EQ(sent, uint64_t{2} * 600 * cluster.shape.layers * cluster.shape.kv_row_bytes);
+}
+
+TEST(PrefillSequence, SharedExpertsRunOnTheRankThatOwnsThem) {
+  for (const bool share : {false, true}) {
+    ClusterOptions options = shared(2, 2);
+    options.share_experts = share;
+    Cluster cluster(options);
+    cluster.await_ready();
+    const proto::StartPrefill start = cluster.request(7, 200);
+    cluster.start(start);
+    EXPECT_TRUE(cluster.sim.run_until([&] { return cluster.committed(start) && cluster.idle(); },
+                                      seconds(30)));
+    cluster.expect_arrived(start);
+    for (uint32_t node = 0; node < 4; ++node) {
+      const experts::ExpertCounters& counted = cluster.stage(node).counters().experts;
+      EXPECT_EQ(counted.expert_rows_sent > 50, share) << node;
+      EXPECT_EQ(counted.expert_rows_received > 50, share) << node;
+      EXPECT_EQ(counted.expert_redispatched, 0u);
+    }
+  }
 }
 
 TEST(PrefillSequence, ACachedPrefixIsLoadedByEveryRankAndShippedOnce) {
@@ -167,6 +189,7 @@ TEST(PrefillSequence, ACancelFreesEverythingAtAnyMoment) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     ClusterOptions options = shared(2, 2);
     options.seed = seed;
+    options.share_experts = seed % 2 == 0;
     Cluster cluster(options);
     cluster.sim.network().loss = 0.05;
     cluster.sim.network().duplicate = 0.2;

@@ -100,6 +100,7 @@ void SimCluster::add_nodes(const ClusterOptions& options, model::Engine& engine)
       config.kv_bytes = options.kv_bytes;
       config.chunk_tokens = options.chunk_tokens;
       config.dynamic_chunks = options.dynamic_chunks;
+      config.share_experts = options.share_experts;
       return std::make_unique<prefill::PrefillActor>(std::move(config));
     });
     nodes_.push_back(name);

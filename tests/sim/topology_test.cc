@@ -62,11 +62,35 @@ World& world() {
 class TopologyTest : public ::testing::TestWithParam<
                          std::tuple<uint32_t, uint32_t, uint32_t, uint32_t, bool, uint32_t>> {};
 
+void expect_the_tokens_of_the_reference(const ClusterOptions& options);
+
 TEST_P(TopologyTest, GivesTheTokensOfTheReferenceColdAndWarm) {
-  World& w = world();
   ClusterOptions options;
   std::tie(options.stages, options.sequence_ranks, options.ranks, options.chunk_tokens,
            options.dynamic_chunks, options.max_batch) = GetParam();
+  expect_the_tokens_of_the_reference(options);
+}
+
+// stages, ranks a stage
+class SharedExpertsTest : public ::testing::TestWithParam<std::tuple<uint32_t, uint32_t>> {};
+
+TEST_P(SharedExpertsTest, GivesTheTokensOfTheReferenceColdAndWarm) {
+  ClusterOptions options;
+  std::tie(options.stages, options.sequence_ranks) = GetParam();
+  options.chunk_tokens = 64;
+  options.dynamic_chunks = options.share_experts = true;
+  expect_the_tokens_of_the_reference(options);
+}
+
+INSTANTIATE_TEST_SUITE_P(Stages, SharedExpertsTest,
+                         ::testing::Combine(::testing::Values(1u, 2u), ::testing::Values(2u, 3u)),
+                         [](const auto& info) {
+                           return fmt::format("stages{}_sp{}", std::get<0>(info.param),
+                                              std::get<1>(info.param));
+                         });
+
+void expect_the_tokens_of_the_reference(const ClusterOptions& options) {
+  World& w = world();
   SimCluster cluster(options, *w.local);
   ASSERT_TRUE(cluster.host().run_until([&] { return cluster.ready(); }, std::chrono::seconds(10)));
   for (const bool warm : {false, true}) {
