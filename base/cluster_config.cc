@@ -78,9 +78,15 @@ void ClusterFile::cluster_and_nodes() {
 
   Section prefill = reader_.section("prefill");
   prefill.integer("stages", &c_.prefill_stages, {1, 64, "pipeline stages (CPP depth)"});
-  prefill.integer("sequence_parallel", &c_.sequence_parallel, {1, kAny, "ranks per stage"});
+  prefill.integer("sequence_parallel", &c_.sequence_parallel,
+                  {1, 64, "ranks (processes) of a stage, which share each chunk's tokens"});
+  prefill.boolean("share_experts", &c_.share_experts,
+                  "each rank of a stage has its share of the experts packed, for all of them");
+  prefill.choice("chunk", &c_.chunk,
+                 {{"dynamic", "fixed"},
+                  "dynamic: chunks shrink as the context grows, so that each costs the same"});
   prefill.integer("chunk_tokens", &c_.chunk_tokens,
-                  {0, 1u << 16, "tokens of a prompt per pipeline step"});
+                  {1, 32768, "tokens of a prompt per pipeline step; of the first where dynamic"});
   prefill.bytes("kv_ram", &c_.prefill_kv_bytes, {kMiB, kTiB, "KV of prompts in flight, per stage"});
 
   Section decode = reader_.section("decode");
@@ -193,8 +199,6 @@ void ClusterFile::read_faults() {
 }
 
 void ClusterFile::check_offered() {
-  only("prefill", "sequence_parallel", c_.sequence_parallel, 1u,
-       "a stage is one process in this version");
   only("decode", "kv_parallel", c_.kv_parallel, 1u,
        "a sequence's KV stands on one rank in this version");
   only("decode", "redundant_experts", c_.redundant_experts, 0u,
@@ -202,10 +206,6 @@ void ClusterFile::check_offered() {
   only("decode", "mtp_steps", c_.mtp_steps, 0u, "this version does not speculate");
   only("decode", "steps_per_schedule", c_.steps_per_schedule, 1u,
        "every step is scheduled in this version");
-  if (c_.chunk_tokens == 0) {
-    reader_.complain("prefill", "chunk_tokens",
-                     "0 (dynamic) is not offered; a fixed number of tokens is");
-  }
 }
 
 // host:port with a port in range; the host may be a name, an IPv4 address or [IPv6].

@@ -22,8 +22,10 @@ struct ClusterConfig {
   std::string coordinator = "127.0.0.1:8100";  // the coordinator's address for nodes
   // [prefill]
   uint32_t prefill_stages = 2;     // CPP depth
-  uint32_t sequence_parallel = 1;  // ranks per stage (only 1 is offered)
-  uint32_t chunk_tokens = 256;     // tokens of a prompt per pipeline step
+  uint32_t sequence_parallel = 1;  // ranks per stage
+  bool share_experts = false;      // by the ranks of a stage
+  std::string chunk = "dynamic";   // or fixed
+  uint32_t chunk_tokens = 256;     // tokens of a prompt's first pipeline step
   uint64_t prefill_kv_bytes = 256u << 20;
   // [decode]
   uint32_t decode_ranks = 2;        // EP degree

@@ -198,15 +198,23 @@ int status(const std::string& config, bool as_json) {
   const json body = json::parse(readiness.body, nullptr, false);
   fmt::print("{}  {}  {}  view {}\n", cluster->url(), body.value("model", ""),
              readiness.ready ? "ready" : "not ready", body.value("epoch", 0));
-  fmt::print("{:<14}{:<13}{:<10}{:>8}{:>9}{:>9}{:>16}{:>8}\n", "node", "role", "state", "pid",
-             "running", "waiting", "KV blocks", "beat");
+  fmt::print("{:<14}{:<13}{:<10}{:>8}{:>9}{:>9}{:>16}{:>8}{:>6}\n", "node", "role", "state", "pid",
+             "running", "waiting", "KV blocks", "beat", "used");
   for (const json& node : body.value("nodes", json::array())) {
-    fmt::print("{:<14}{:<13}{:<10}{:>8}{:>9}{:>9}{:>16}{:>7.2f}s\n", node.value("name", ""),
+    // Of the time with requests; the rest of it is the pipeline's bubble.
+    const json counters = node.value("counters", json::object());
+    const double used = counters.value("prefill_utilisation", -1.0);
+    fmt::print("{:<14}{:<13}{:<10}{:>8}{:>9}{:>9}{:>16}{:>7.2f}s{:>6}\n", node.value("name", ""),
                node.value("role", ""), node.value("state", ""), node.value("pid", 0),
                node.value("running", 0), node.value("waiting", 0),
                fmt::format("{}/{}", node.value("blocks_used", 0), node.value("blocks_total", 0)),
-               node.value("heartbeat_age_s", 0.0));
+               node.value("heartbeat_age_s", 0.0),
+               used < 0 ? "" : fmt::format("{:.0f}%", 100 * used));
   }
+  const json own = body.value("counters", json::object());
+  fmt::print("prefill stages: imbalance {:.1f} % measured, {:.1f} % planned\n",
+             100 * own.value("prefill_stage_imbalance", 0.0),
+             100 * own.value("prefill_stage_imbalance_planned", 0.0));
   for (const json& reason : body.value("missing", json::array()))
     fmt::print("missing: {}\n", reason.get<std::string>());
   return readiness.ready ? 0 : 1;

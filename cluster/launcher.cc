@@ -67,8 +67,8 @@ Launcher::Launcher(const LocalCluster& cluster) : cluster_(cluster) {
     nodes_.push_back(node);
   };
   add("coordinator", "coordinator");
-  for (uint32_t i = 0; i < cluster.config.prefill_stages; ++i)
-    add(fmt::format("prefill-{}", i), "prefill_node");
+  const uint32_t prefill = cluster.config.prefill_stages * cluster.config.sequence_parallel;
+  for (uint32_t i = 0; i < prefill; ++i) add(fmt::format("prefill-{}", i), "prefill_node");
   for (uint32_t i = 0; i < cluster.config.decode_ranks; ++i)
     add(fmt::format("decode-{}", i), "decode_node");
   for (uint32_t i = 0; i < cluster.config.kvstore_nodes; ++i)

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "coordinator/block_keys.h"
+#include "coordinator/stage_layers.h"
 
 namespace coordinator {
 
@@ -39,16 +40,20 @@ void CoordinatorActor::start(Context& ctx) {
 
   MembershipOptions membership;
   membership.stages = options_.config.prefill_stages;
+  membership.sequence_ranks = options_.config.sequence_parallel;
   membership.ranks = options_.config.decode_ranks;
   membership.stores = options_.config.kvstore_nodes;
-  membership.layers = options_.shape.layers;
+  const StageDivision division =
+      divide_layers(stage_costs(options_.shape), options_.config.prefill_stages);
+  membership.stage_layers = division.stages;
+  planned_imbalance_ = division.imbalance;
   membership.heartbeat_ms = options_.config.heartbeat_ms;
   membership.misses = options_.config.heartbeat_misses;
   membership.model = options_.shape.model_digest;
   membership.layout = options_.shape.layout_digest;
   membership.arithmetic = options_.shape.arithmetic_digest;
   membership.coordinator_life = life;
-  membership_.emplace(membership);
+  membership_.emplace(std::move(membership));
 
   RequestTableOptions requests;
   requests.max_requests = options_.config.max_requests;

@@ -63,6 +63,7 @@ class CoordinatorActor final : public actor::Actor, public Gateway {
   // Set by start().
   actor::Context* ctx_ = nullptr;
   base::Time whole_at_{};  // when every needed position was last filled; begins with the start
+  double planned_imbalance_ = 0;  // of the prefill stages, by the modelled costs
   std::optional<Membership> membership_;
   std::optional<RequestTable> requests_;
 };

@@ -36,6 +36,27 @@ std::string last_name(const std::string& path) {
 
 double real(uint64_t count) { return static_cast<double>(count); }
 
+// What the busiest stage has over the mean, in seconds of compute for a token: 0 when all are
+// equal.
+double stage_imbalance(const Membership& membership) {
+  double most = 0, sum = 0;
+  uint32_t stages = 0;
+  for (const Member* member : membership.ready(proto::Role::kPrefill)) {
+    const auto told = [member](std::string_view name) {
+      const auto& counters = member->beat.counters;
+      const auto found = std::ranges::find(counters, name, &std::pair<std::string, double>::first);
+      return found == counters.end() ? 0.0 : found->second;
+    };
+    const double tokens = told("prefill_tokens_total");
+    if (tokens == 0) continue;
+    const double cost = told("prefill_busy_seconds_total") / tokens;
+    most = std::max(most, cost);
+    sum += cost;
+    ++stages;
+  }
+  return sum == 0 ? 0 : most * stages / sum - 1;
+}
+
 }  // namespace
 
 ClusterStatus CoordinatorActor::status() const {
@@ -106,6 +127,8 @@ std::vector<std::pair<std::string, double>> CoordinatorActor::counters() const {
       {"promised_blocks", real(ledger.promised_blocks)},
       {"open_calls", real(ledger.open_asks + ledger.open_cancels + ledger.open_releases)},
       {"view_epoch", real(membership_->epoch())},
+      {"prefill_stage_imbalance", stage_imbalance(*membership_)},
+      {"prefill_stage_imbalance_planned", planned_imbalance_},
   };
 }
 

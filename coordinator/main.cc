@@ -121,6 +121,11 @@ base::Result<std::unique_ptr<actor::Actor>> make(node::ProcessInfo& info) {
   options.pid = info.identity.pid;
   ModelFiles files = TRY(open_model(info.config));
   options.shape = files.shape;
+  if (info.config.prefill_stages > files.shape.layers) {
+    return base::fail(base::Code::kMismatch,
+                      "prefill.stages is {}, but {} has only {} layers to divide over them",
+                      info.config.prefill_stages, info.config.model, files.shape.layers);
+  }
   auto process = std::make_unique<CoordinatorProcess>(std::move(files), std::move(options));
   TRY(process->listen(info));
   return process;

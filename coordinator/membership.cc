@@ -56,18 +56,15 @@ const char* state_name(NodeState state) {
   return "unknown";
 }
 
-std::pair<uint32_t, uint32_t> stage_layers(uint32_t layers, uint32_t stages, uint32_t stage) {
-  const uint32_t share = layers / stages, extra = layers % stages;
-  const uint32_t begin = stage * share + std::min(stage, extra);
-  return {begin, begin + share + (stage < extra ? 1 : 0)};
-}
-
-Membership::Membership(MembershipOptions options) : options_(options) {
-  CHECK(options_.stages > 0 && options_.ranks > 0 && options_.heartbeat_ms > 0);
+Membership::Membership(MembershipOptions options) : options_(std::move(options)) {
+  CHECK(options_.stages > 0 && options_.sequence_ranks > 0 && options_.ranks > 0 &&
+        options_.heartbeat_ms > 0);
+  CHECK(options_.stage_layers.size() == options_.stages, "layers for {} of {} stages",
+        options_.stage_layers.size(), options_.stages);
 }
 
 uint32_t Membership::positions(Role role) const {
-  if (role == Role::kPrefill) return options_.stages;
+  if (role == Role::kPrefill) return options_.stages * options_.sequence_ranks;
   if (role == Role::kDecode) return options_.ranks;
   if (role == Role::kKvstore) return options_.stores;
   return 0;
@@ -147,9 +144,9 @@ HelloReply Membership::welcome(const Member& member) const {
   reply.position = member.position;
   reply.positions = positions(member.role);
   if (member.role == Role::kPrefill) {
-    const auto [begin, end] = stage_layers(options_.layers, options_.stages, member.position);
-    reply.layer_begin = begin;
-    reply.layer_end = end;
+    const model::LayerRange layers = options_.stage_layers.at(stage_of(member));
+    reply.layer_begin = layers.begin;
+    reply.layer_end = layers.end;
   }
   reply.coordinator_life = options_.coordinator_life;
   reply.heartbeat_ms = options_.heartbeat_ms;
@@ -325,11 +322,16 @@ std::vector<const Member*> Membership::ready(Role role) const {
   return found;
 }
 
+std::vector<const Member*> Membership::ready_in_stage(uint32_t stage) const {
+  std::vector<const Member*> found = ready(Role::kPrefill);
+  std::erase_if(found, [&](const Member* member) { return stage_of(*member) != stage; });
+  return found;
+}
+
 std::vector<std::string> Membership::missing() const {
   std::vector<std::string> missing;
   for (uint32_t stage = 0; stage < options_.stages; ++stage) {
-    if (!ready_at(Role::kPrefill, stage))
-      missing.push_back(fmt::format("no prefill stage {}", stage));
+    if (ready_in_stage(stage).empty()) missing.push_back(fmt::format("no prefill stage {}", stage));
   }
   if (ready(Role::kDecode).empty()) missing.push_back("no decode rank");
   return missing;

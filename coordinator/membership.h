@@ -12,6 +12,7 @@
 #include "base/hash.h"
 #include "base/ids.h"
 #include "base/time.h"
+#include "model/kv_pool.h"
 #include "proto/membership.h"
 
 namespace coordinator {
@@ -20,8 +21,9 @@ using base::NodeId;
 using base::Time;
 
 struct MembershipOptions {
-  uint32_t stages = 1, ranks = 1, stores = 0;  // positions per role
-  uint32_t layers = 1;
+  // Positions per role; those of prefill are the ranks of each stage, stage by stage.
+  uint32_t stages = 1, sequence_ranks = 1, ranks = 1, stores = 0;
+  std::vector<model::LayerRange> stage_layers;  // of each prefill stage
   uint32_t heartbeat_ms = 200;
   uint32_t misses = 5;
   base::Hash128 model, layout, arithmetic;
@@ -43,8 +45,6 @@ struct Member {
 
 const char* role_name(proto::Role role);
 const char* state_name(proto::NodeState state);
-// The layers of stage `stage` of `stages`: even shares, the first stages take the remainder.
-std::pair<uint32_t, uint32_t> stage_layers(uint32_t layers, uint32_t stages, uint32_t stage);
 
 class Membership {
  public:
@@ -81,7 +81,13 @@ class Membership {
   // The ready member of a position, or null.
   const Member* ready_at(proto::Role role, uint32_t position) const;
   std::vector<const Member*> ready(proto::Role role) const;  // ascending position
-  // Why no request can run: "no prefill stage 1", "no decode rank"; empty when one can.
+  // The ready ranks of a prefill stage, ascending position.
+  std::vector<const Member*> ready_in_stage(uint32_t stage) const;
+  uint32_t stage_of(const Member& member) const {
+    return member.position / options_.sequence_ranks;
+  }
+  // Why no request can run: "no prefill stage 1", "no decode rank"; empty when one can. A stage
+  // with some of its ranks runs, slower.
   std::vector<std::string> missing() const;
   const MembershipOptions& options() const { return options_; }
   uint64_t deaths() const { return deaths_; }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
+#include <span>
 #include <tuple>
 
 namespace coordinator {
@@ -59,11 +61,16 @@ PlaceAnswer place(const PlacementView& view, const PlacementRequest& request, Po
   PlaceAnswer answer;
   if (view.ranks.empty()) return answer;
   bool fits_stages = true;
-  for (const std::optional<StageLoad>& stage : view.stages) {
-    if (!stage) return answer;
-    answer.placement.stages.push_back(stage->node);
-    const uint32_t total = stage->blocks_total;
-    fits_stages = fits_stages && (total == 0 || request.prefill_blocks <= total);
+  size_t ranks_of_stage = SIZE_MAX;
+  for (const auto& stage : view.stages) ranks_of_stage = std::min(ranks_of_stage, stage.size());
+  if (ranks_of_stage == 0 || view.stages.empty()) return answer;
+  answer.placement.sequence_ranks = static_cast<uint32_t>(ranks_of_stage);
+  for (const auto& stage : view.stages) {
+    for (const StageLoad& rank : std::span(stage).first(ranks_of_stage)) {
+      answer.placement.stages.push_back(rank.node);
+      const uint32_t total = rank.blocks_total;
+      fits_stages = fits_stages && (total == 0 || request.prefill_blocks <= total);
+    }
   }
   const bool fits_a_rank = std::any_of(
       view.ranks.begin(), view.ranks.end(),

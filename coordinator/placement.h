@@ -34,8 +34,8 @@ struct StageLoad {
 };
 
 struct PlacementView {
-  std::vector<std::optional<StageLoad>> stages;  // the ready node of each stage
-  std::vector<RankLoad> ranks;                   // ready ones, ascending rank
+  std::vector<std::vector<StageLoad>> stages;  // the ready ranks of each stage
+  std::vector<RankLoad> ranks;                 // ready ones, ascending rank
 };
 
 struct PlacementRequest {
@@ -48,7 +48,8 @@ struct PlacementRequest {
 };
 
 struct Placement {
-  std::vector<NodeId> stages;
+  std::vector<NodeId> stages;   // the ranks of each stage, stage by stage
+  uint32_t sequence_ranks = 1;  // of every stage: as many as the poorest has
   NodeId decode;
 };
 

@@ -157,6 +157,7 @@ Task<void> RequestRun::start_prefill() {
   message.prompt_tokens = static_cast<uint32_t>(submission_.prompt.size());
   message.sampling = proto::to_wire(submission_.sampling);
   message.stages = attempt_.placement->stages;
+  message.sequence_ranks = attempt_.placement->sequence_ranks;
   message.decode = attempt_.placement->decode;
   message.credits = *attempt_.credits;
   message.cached_blocks = attempt_.cached_blocks;

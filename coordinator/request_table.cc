@@ -158,12 +158,9 @@ void RequestTable::tick() {
 PlacementView RequestTable::view() const {
   PlacementView view;
   for (uint32_t stage = 0; stage < membership_.options().stages; ++stage) {
-    const Member* member = membership_.ready_at(Role::kPrefill, stage);
-    if (member == nullptr) {
-      view.stages.emplace_back();
-    } else {
-      view.stages.push_back(StageLoad{member->node, member->beat.blocks_total});
-    }
+    std::vector<StageLoad>& ranks = view.stages.emplace_back();
+    for (const Member* member : membership_.ready_in_stage(stage))
+      ranks.push_back(StageLoad{member->node, member->beat.blocks_total});
   }
   for (const Member* member : membership_.ready(Role::kDecode)) {
     RankLoad load;
@@ -201,7 +198,9 @@ base::Error too_large(const PlacementView& view, const PlacementRequest& request
   uint32_t rank = 0;
   for (const RankLoad& load : view.ranks) rank = std::max(rank, load.blocks_total);
   uint32_t stage = UINT32_MAX;
-  for (const auto& load : view.stages) stage = std::min(stage, load->blocks_total);
+  for (const auto& ranks : view.stages) {
+    for (const StageLoad& load : ranks) stage = std::min(stage, load.blocks_total);
+  }
   return {Code::kContextLength,
           fmt::format("This request needs {} KV blocks of {} tokens on a decode rank, the largest "
                       "of which has {}, and {} on each prefill stage, the smallest of which has "

@@ -2,17 +2,16 @@
 #pragma once
 #include <cstdint>
 
+#include "experts/expert_dispatch.h"
+
 namespace decode {
 
-struct Counters {
+struct Counters : experts::ExpertCounters {
   uint64_t steps = 0;
-  uint64_t batch_rows = 0;  // sum of the batch sizes of all steps
-  uint64_t tokens = 0;      // emitted, first tokens included
-  uint64_t expert_rows_sent = 0, expert_rows_received = 0;
-  uint64_t expert_calls = 0, expert_redispatched = 0;  // calls to peers; pairs sent a second time
-  double expert_wait_seconds = 0;                      // steps that stood still for rows away
+  uint64_t batch_rows = 0;         // sum of the batch sizes of all steps
+  uint64_t tokens = 0;             // emitted, first tokens included
+  double expert_wait_seconds = 0;  // steps that stood still for rows away
   uint64_t kv_rows_received = 0;
-  uint64_t corrupt = 0;           // messages whose bytes did not match their digest or shape
   uint64_t stale = 0;             // messages of attempts that ended or were overtaken
   uint64_t numerical_faults = 0;  // rows that ceased to be finite
   uint64_t attempts_failed = 0;   // told to the coordinator

@@ -54,7 +54,7 @@ void DecodeActor::start(Context& ctx) {
 void DecodeActor::welcomed(Context& ctx, const proto::HelloReply& reply) {
   ctx.set_log_node("decode/" + std::to_string(reply.position));
   positioned_ = true;
-  share_ = share_of(reply.position, std::max(reply.positions, 1u), config_.shape.experts);
+  share_ = experts::share_of(reply.position, std::max(reply.positions, 1u), config_.shape.experts);
   if (engine_) {
     membership_.ready(ctx);
   } else if (!loading_) {
@@ -118,8 +118,8 @@ void DecodeActor::view_changed(Context& ctx, const node::View& view) {
   const auto self = std::ranges::find(ranks, ctx.self().node, &proto::ViewNode::node);
   if (self == ranks.end()) return;
   std::vector<uint16_t> share =
-      share_of(static_cast<uint32_t>(self - ranks.begin()), static_cast<uint32_t>(ranks.size()),
-               config_.shape.experts);
+      experts::share_of(static_cast<uint32_t>(self - ranks.begin()),
+                        static_cast<uint32_t>(ranks.size()), config_.shape.experts);
   if (std::ranges::all_of(share, [this](uint16_t id) { return prepared_.contains(id); })) return;
   ctx.spawn(prepare(ctx, std::move(share)));
 }
@@ -277,7 +277,7 @@ void DecodeActor::on(Context& ctx, const Incoming<proto::Cancel>& in) {
 }
 
 void DecodeActor::on(Context& ctx, const Incoming<proto::ExpertIn>& in) {
-  service_.answer(ctx, engine_.get(), in);
+  service_.answer(ctx, engine_.get(), all_layers(config_.shape), in);
 }
 
 // --- stepping
@@ -300,7 +300,7 @@ Task<void> DecodeActor::run_steps(Context& ctx) {
       Task<void> sampled = ctx.offload(std::move(job), cost_of_rows(batch.size()));
       co_await std::move(sampled);
     }
-    if (!can_be_trusted(ctx, *engine_)) co_return;  // no token of this step leaves
+    if (!experts::can_be_trusted(ctx, *engine_)) co_return;  // no token of this step leaves
     ++counters_.steps;
     counters_.batch_rows += batch.size();
     settle(ctx, batch, passed);

@@ -17,10 +17,10 @@
 #include "base/fault_point.h"
 #include "decode_node/block_offers.h"
 #include "decode_node/expert_exchange.h"
-#include "decode_node/expert_service.h"
 #include "decode_node/sequence_table.h"
 #include "decode_node/step_batch.h"
 #include "decode_node/token_outbox.h"
+#include "experts/expert_service.h"
 #include "node/membership_client.h"
 #include "proto/all.h"
 
@@ -120,7 +120,7 @@ class DecodeActor final : public actor::Actor,
   SequenceTable table_;
   TokenOutbox outbox_;
   BlockOffers offers_;
-  ExpertService service_;
+  experts::ExpertService service_;
   StepBatch step_;
   std::unique_ptr<model::Engine> engine_;     // null until loaded
   std::unique_ptr<ExpertExchange> exchange_;  // with the engine

@@ -1,32 +1,6 @@
 #include "decode_node/expert_exchange.h"
 
-#include <algorithm>
-#include <cstring>
-
-#include "base/check.h"
-
 namespace decode {
-
-namespace {
-
-constexpr base::Duration kRetry = std::chrono::milliseconds(250);
-// A dead peer is unlinked before this; it bounds the wait for one that only we cannot reach.
-constexpr base::Duration kDeadline = std::chrono::seconds(2);
-constexpr base::Duration kAvoidFor = std::chrono::seconds(5);
-constexpr int kCorruptMost = 3;
-
-// The group's rows of pass.x, packed: f32 [rows, hidden].
-base::Blob pack_rows(const model::Pass& pass, const ExpertGroup& group, size_t hidden) {
-  base::Bytes bytes(group.rows.size() * hidden * sizeof(float));
-  std::byte* out = bytes.data();
-  for (uint32_t row : group.rows) {
-    std::memcpy(out, pass.x.data() + row * hidden, hidden * sizeof(float));
-    out += hidden * sizeof(float);
-  }
-  return base::Blob(std::move(bytes));
-}
-
-}  // namespace
 
 base::Task<void> ExpertExchange::compute(std::function<void()> job, uint32_t rows) {
   computing_ = true;
@@ -37,125 +11,12 @@ base::Task<void> ExpertExchange::compute(std::function<void()> job, uint32_t row
 }
 
 base::Task<bool> ExpertExchange::run_experts(uint32_t layer, model::Pass& pass) {
-  std::vector<uint32_t> slots = routed_slots(pass, engine_.shape());
-  bool home = true;
-  while (!slots.empty() && home) {
-    const std::vector<NodeId> owners = ranks();
-    const NodeId self = ctx_.self().node;
-    const std::vector<ExpertGroup> groups = group_by_owner(slots, pass, engine_.shape(), owners);
-    std::vector<base::Future<Fate>> fates;
-    std::vector<const ExpertGroup*> of;
-    fates.reserve(groups.size());
-    of.reserve(groups.size());
-    for (const ExpertGroup& group : groups) {  // rows for peers leave before our own are computed
-      if (group.owner == self) continue;
-      fates.push_back(base::start(ask(layer, pass, group)));
-      of.push_back(&group);
-    }
-    for (const ExpertGroup& group : groups) {
-      if (group.owner != self) continue;
-      fates.push_back(base::start(run_here(layer, pass, group)));
-      of.push_back(&group);
-    }
-    slots.clear();
-    for (size_t i = 0; i < fates.size(); ++i) {  // all of them: they use the pass
-      const Fate fate = co_await fates[i];
-      if (fate == Fate::kVoid) home = false;
-      if (fate == Fate::kAgain) slots.insert(slots.end(), of[i]->slots.begin(), of[i]->slots.end());
-    }
-    std::sort(slots.begin(), slots.end());
-    counters_.expert_redispatched += slots.size();
-  }
+  std::vector<NodeId> ranks;
+  for (const proto::ViewNode* rank : view_.ready(proto::Role::kDecode)) ranks.push_back(rank->node);
+  base::Task<bool> away = dispatch_.run(layer, pass, std::move(ranks));
+  const bool home = co_await std::move(away);
   if (!computing_) counters_.expert_wait_seconds += base::seconds(ctx_.now() - computed_at_);
   co_return home;
-}
-
-std::vector<NodeId> ExpertExchange::ranks() {
-  const base::Time now = ctx_.now();
-  std::erase_if(avoided_, [now](const auto& entry) { return entry.second <= now; });
-  std::vector<NodeId> ranks;
-  for (const proto::ViewNode* rank : view_.ready(proto::Role::kDecode)) {
-    if (!avoided_.contains(rank->node)) ranks.push_back(rank->node);
-  }
-  if (ranks.empty()) ranks.push_back(ctx_.self().node);
-  return ranks;
-}
-
-void ExpertExchange::avoid(NodeId node, std::string_view why) {
-  avoided_[node] = ctx_.now() + kAvoidFor;
-  ctx_.log(base::Level::kWarn, "expert.peer_avoided", {{"peer", node.value}, {"why", why}});
-}
-
-base::Task<ExpertExchange::Fate> ExpertExchange::ask(uint32_t layer, model::Pass& pass,
-                                                     const ExpertGroup& group) {
-  const actor::Address to{group.owner, proto::kDecode};
-  const actor::CallOptions options{"expert.rows", kRetry, kDeadline};
-  const base::Blob rows = pack_rows(pass, group, engine_.shape().hidden);
-  proto::ExpertIn question;
-  question.layer = layer;
-  question.rows = static_cast<uint32_t>(group.rows.size());
-  question.pair_rows = group.pair_rows;
-  question.pair_experts = group.pair_experts;
-  question.digest = base::hash128(rows.view());
-
-  for (int corrupt = 0; corrupt < kCorruptMost; ++corrupt) {
-    base::Blobs blobs(1, rows);
-    counters_.expert_calls += 1;
-    counters_.expert_rows_sent += question.rows;
-    ++in_flight_;
-    auto call = ctx_.call<proto::ExpertOut>(to, question, options, std::move(blobs));
-    base::Result<actor::Incoming<proto::ExpertOut>> answer = co_await std::move(call);
-    --in_flight_;
-    if (!answer) {
-      if (answer.error().code == base::Code::kStale) co_return Fate::kVoid;
-      avoid(group.owner, answer.error().what);
-      co_return Fate::kAgain;
-    }
-    if (answer->msg.outcome == proto::Outcome::kOk && bring_home(*answer, group, pass)) {
-      co_return Fate::kHome;
-    }
-    if (answer->msg.outcome != proto::Outcome::kOk &&
-        answer->msg.outcome != proto::Outcome::kCorrupt) {
-      break;
-    }
-    ++counters_.corrupt;
-  }
-  avoid(group.owner, "it gave no good answer");
-  co_return Fate::kAgain;
-}
-
-bool ExpertExchange::bring_home(const actor::Incoming<proto::ExpertOut>& answer,
-                                const ExpertGroup& group, model::Pass& pass) {
-  const size_t hidden = engine_.shape().hidden;
-  const size_t row_bytes = hidden * sizeof(float);
-  if (answer.blobs.size() != 1) return false;
-  const base::ByteView out = answer.blobs[0].view();
-  if (out.size() != group.slots.size() * row_bytes) return false;
-  if (base::hash128(out) != answer->digest) return false;
-  for (size_t pair = 0; pair < group.slots.size(); ++pair) {
-    std::memcpy(pass.expert_out.data() + group.slots[pair] * hidden, out.data() + pair * row_bytes,
-                row_bytes);
-  }
-  return true;
-}
-
-base::Task<ExpertExchange::Fate> ExpertExchange::run_here(uint32_t layer, model::Pass& pass,
-                                                          const ExpertGroup& group) {
-  std::function<void()> job = [this, layer, &pass, &group] {
-    const size_t hidden = engine_.shape().hidden;
-    std::vector<uint16_t> rows;
-    rows.reserve(group.pair_rows.size());
-    for (uint16_t row : group.pair_rows) rows.push_back(static_cast<uint16_t>(group.rows[row]));
-    std::vector<float> out(group.slots.size() * hidden);
-    engine_.experts(layer, pass.x, rows, group.pair_experts, out);
-    for (size_t pair = 0; pair < group.slots.size(); ++pair) {
-      std::copy_n(out.data() + pair * hidden, hidden,
-                  pass.expert_out.data() + group.slots[pair] * hidden);
-    }
-  };
-  base::Task<void> run = ctx_.offload(std::move(job), cost_of_rows(group.rows.size()));
-  co_await std::move(run);
-  co_return Fate::kHome;
 }
 
 }  // namespace decode

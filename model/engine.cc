@@ -24,6 +24,9 @@ void Engine::routed_experts(uint32_t layer, Pass& pass) {
     std::copy_n(out.data() + i * hidden, hidden, pass.expert_out.data() + pairs.slots[i] * hidden);
 }
 
+void Engine::begin_attend(uint32_t, uint32_t, Pass&) { CHECK(false, "not offered by this engine"); }
+void Engine::end_attend(uint32_t, uint32_t, Pass&) { CHECK(false, "not offered by this engine"); }
+
 void RoutedPairs::take(const Pass& pass, const Shape& shape) {
   CHECK(pass.rows() <= std::numeric_limits<uint16_t>::max(), "a pass of {} rows", pass.rows());
   rows.clear();

@@ -22,6 +22,7 @@
 #include "base/hash.h"
 #include "base/result.h"
 #include "model/kv_pool.h"
+#include "model/prefill_cost.h"
 
 namespace base {
 struct ClusterConfig;
@@ -40,11 +41,14 @@ struct Shape {
   uint32_t vocab = 0;
   uint32_t experts = 0;  // routed, that own weights; ids of identity experts are ≥ this
   uint32_t topk = 0;
-  uint32_t kv_row_bytes = 0;   // of one token in one layer
+  uint32_t kv_row_bytes = 0;  // of one token in one layer
+  // Of these the part of attention j begins at j · kv_latent_bytes; after both comes the index key.
+  uint32_t kv_latent_bytes = 0;
   uint32_t ngram_context = 0;  // earlier token ids the embedding looks back on
   uint32_t max_context = 0;
   uint32_t mtp_steps = 0;  // draft steps the loaded engine offers; its KV is layer `layers`
   std::vector<TokenId> eos;
+  PrefillCost cost;
   // KV entries of a block on a node that has every layer: the drafting block's is the last.
   uint32_t kv_layers() const { return layers + (mtp_steps > 0 ? 1 : 0); }
   base::Hash128 model_digest;       // same model
@@ -122,6 +126,11 @@ class Engine {
   // h += Attention_j(RMS(h; input_layernorm.j)), j ∈ {0, 1}. Writes the KV rows of the pass's
   // positions first, rounded to the KV dtype.
   virtual void attend(uint32_t layer, uint32_t j, Pass& pass) = 0;
+  // The two halves of attend(), for a pass that has only some rows of its sequence's chunk: the
+  // first writes the KV rows of the pass; the second attends, and by then the rows of all positions
+  // before each segment's end are there, from wherever they came.
+  virtual void begin_attend(uint32_t layer, uint32_t j, Pass& pass);
+  virtual void end_attend(uint32_t layer, uint32_t j, Pass& pass);
   // x ← RMS(h; post_attention_layernorm.0); expert ids and weights of every row. Sizes expert_out.
   virtual void route(uint32_t layer, Pass& pass) = 0;
   // j = 0: h += MLP_0(x).   j = 1: h += MLP_1(RMS(h; post_attention_layernorm.1)).

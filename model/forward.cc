@@ -1,5 +1,7 @@
 #include "model/forward.h"
 
+#include <optional>
+
 namespace model {
 
 namespace {
@@ -14,49 +16,129 @@ void note_faulty(Pass& pass, uint32_t layer) {
   }
 }
 
-}  // namespace
+// One layer of a pass on its way; what the jobs of forward() are made of.
+struct LayerStep {
+  Engine& engine;
+  Pass& pass;
+  const uint32_t layer;
+  const bool first;  // of the range
+
+  void arrive() const {
+    if (layer == 0) engine.embed(pass);
+    if (!first) engine.combine(layer - 1, pass);
+  }
+  void finish() const {
+    engine.mlp(layer, 1, pass);
+    note_faulty(pass, layer);  // before the layer's KV leaves
+  }
+};
+
+// The site's compute side, unless there is nothing to compute: a rank may have no row of a chunk.
+base::Task<void> compute(Site& site, std::function<void()> job, uint32_t rows) {
+  if (rows == 0) co_return;
+  base::Task<void> run = site.compute(std::move(job), rows);
+  co_await std::move(run);
+}
+
+// As whole_layer(), but the KV rows of both attentions are exchanged with who has the other rows.
+base::Task<bool> shared_layer(LayerStep step, Site& site) {
+  auto& [engine, pass, layer, begins] = step;
+  const uint32_t rows = pass.rows();
+  if (!site.has_kv(layer)) {
+    base::Task<void> here = site.await_kv(layer);
+    co_await std::move(here);
+  }
+  std::function<void()> arrive = [step] {
+    step.arrive();
+    step.engine.begin_attend(step.layer, 0, step.pass);
+    note_faulty(step.pass, step.layer);  // before its KV rows leave
+  };
+  base::Task<void> first = compute(site, std::move(arrive), rows);
+  co_await std::move(first);
+  base::Task<bool> gather = site.gather(layer, 0, pass);
+  if (!co_await std::move(gather)) co_return false;
+  std::function<void()> attend = [step] {
+    step.engine.end_attend(step.layer, 0, step.pass);
+    step.engine.route(step.layer, step.pass);
+  };
+  base::Task<void> second = compute(site, std::move(attend), rows);
+  co_await std::move(second);
+
+  std::optional<base::Future<bool>> shortcut;
+  if (rows > 0) shortcut.emplace(base::start(site.run_experts(layer, pass)));
+
+  std::function<void()> dense = [step] {
+    step.engine.mlp(step.layer, 0, step.pass);
+    step.engine.begin_attend(step.layer, 1, step.pass);
+    note_faulty(step.pass, step.layer);
+  };
+  base::Task<void> third = compute(site, std::move(dense), rows);
+  co_await std::move(third);
+  base::Task<bool> again = site.gather(layer, 1, pass);
+  const bool gathered = co_await std::move(again);
+  if (gathered) {
+    std::function<void()> rest = [step] {
+      step.engine.end_attend(step.layer, 1, step.pass);
+      step.finish();
+    };
+    base::Task<void> fourth = compute(site, std::move(rest), rows);
+    co_await std::move(fourth);
+    site.kv_ready(layer, pass);
+  }
+  const bool home = !shortcut || co_await *shortcut;
+  co_return home&& gathered;
+}
 
 // Two hops to the computing side per layer: a layer's combine waits for the next layer's first job,
 // and MLP 1 goes with attention 1. So a layer's KV leaves before its experts are home and before
 // anything of the next layer computes.
+base::Task<bool> whole_layer(LayerStep step, Site& site) {
+  const uint32_t rows = step.pass.rows();
+  if (!site.has_kv(step.layer)) {
+    base::Task<void> here = site.await_kv(step.layer);
+    co_await std::move(here);
+  }
+  std::function<void()> first_half = [step] {
+    step.arrive();
+    step.engine.attend(step.layer, 0, step.pass);
+    step.engine.route(step.layer, step.pass);
+  };
+  base::Task<void> first = site.compute(std::move(first_half), rows);
+  co_await std::move(first);
+
+  base::Future<bool> shortcut = base::start(site.run_experts(step.layer, step.pass));  // rows leave
+
+  std::function<void()> second_half = [step] {
+    step.engine.mlp(step.layer, 0, step.pass);
+    step.engine.attend(step.layer, 1, step.pass);
+    step.finish();
+  };
+  base::Task<void> second = site.compute(std::move(second_half), rows);
+  co_await std::move(second);
+  site.kv_ready(step.layer, step.pass);
+
+  const bool home = co_await shortcut;  // and come home here
+  co_return home;
+}
+
+}  // namespace
+
+base::Task<bool> Site::gather(uint32_t, uint32_t, Pass&) { co_return true; }
+
 base::Task<bool> forward(Engine& engine, LayerRange layers, Pass& pass, Site& site) {
-  const uint32_t rows = pass.rows();
-  pass.faulty.assign(rows, 0);
+  pass.faulty.assign(pass.rows(), 0);
   for (uint32_t layer = layers.begin; layer < layers.end; ++layer) {
-    std::function<void()> first_half = [&engine, &pass, layer, begin = layers.begin] {
-      if (layer == 0) engine.embed(pass);
-      if (layer > begin) engine.combine(layer - 1, pass);
-      engine.attend(layer, 0, pass);
-      engine.route(layer, pass);
-    };
-    if (!site.has_kv(layer)) {
-      base::Task<void> here = site.await_kv(layer);
-      co_await std::move(here);
-    }
-    base::Task<void> first = site.compute(std::move(first_half), rows);
-    co_await std::move(first);
-
-    base::Future<bool> shortcut = base::start(site.run_experts(layer, pass));  // rows leave now
-
-    std::function<void()> second_half = [&engine, &pass, layer] {
-      engine.mlp(layer, 0, pass);
-      engine.attend(layer, 1, pass);
-      engine.mlp(layer, 1, pass);
-      note_faulty(pass, layer);  // before the layer's KV leaves
-    };
-    base::Task<void> second = site.compute(std::move(second_half), rows);
-    co_await std::move(second);
-    site.kv_ready(layer, pass);
-
-    const bool home = co_await shortcut;  // and come home here
-    if (!home) co_return false;
+    const LayerStep step{engine, pass, layer, layer == layers.begin};
+    base::Task<bool> run =
+        site.shares_sequence() ? shared_layer(step, site) : whole_layer(step, site);
+    if (!co_await std::move(run)) co_return false;
   }
   if (layers.count() > 0) {
     std::function<void()> last_half = [&engine, &pass, layer = layers.end - 1] {
       engine.combine(layer, pass);
       note_faulty(pass, layer);
     };
-    base::Task<void> last = site.compute(std::move(last_half), rows);
+    base::Task<void> last = compute(site, std::move(last_half), pass.rows());
     co_await std::move(last);
   }
   co_return true;

@@ -26,6 +26,11 @@ class Site {
   // The KV rows of all of the pass's positions in `layer` are final, but for those of rows that
   // pass.faulty names.
   virtual void kv_ready(uint32_t layer, Pass& pass) { (void)layer, (void)pass; }
+  // True: the pass has only some rows of its sequences' chunk, others have the rest. Then after the
+  // pass has written its own KV rows of attention j, and before it attends, gather() brings those
+  // of the others. false: they could not be had; the pass is void.
+  virtual bool shares_sequence() const { return false; }
+  virtual base::Task<bool> gather(uint32_t layer, uint32_t j, Pass& pass);
 };
 
 // Runs pass.tokens through `layers`: embeds when layers.begin == 0, else pass.h holds the rows from

@@ -45,11 +45,14 @@ Shape shape_of(const ModelConfig& config, const base::Hash128& model_digest,
   shape.vocab = config.vocab;
   shape.experts = config.experts;
   shape.topk = config.topk;
-  shape.kv_row_bytes = KvLayout(config, options.kv).row_bytes();
+  const KvLayout layout_of_rows(config, options.kv);
+  shape.kv_row_bytes = layout_of_rows.row_bytes();
+  shape.kv_latent_bytes = static_cast<uint32_t>(layout_of_rows.latent_at(1));
   shape.ngram_context = config.ngram ? config.ngram->order - 1 : 0;
   shape.max_context = config.max_position;
   shape.mtp_steps = options.mtp ? config.mtp_layers : 0;
   shape.eos.assign(config.eos.begin(), config.eos.end());
+  shape.cost = prefill_cost(config);
   shape.model_digest = model_digest;
   // All that decides the bits of a KV row, so that rows of different arithmetic never meet.
   const HierarchicalIndex& index = options.hierarchical;

@@ -228,26 +228,39 @@ void LocalAttention::project_values(const AttentionSite& site, Pass& pass,
   });
 }
 
-void LocalAttention::run(const AttentionSite& site, Pass& pass, AttentionScratch& s,
+bool LocalAttention::scores(const Pass& pass, bool chooses) const {
+  return chooses && std::ranges::any_of(pass.segments, [this](const Segment& segment) {
+           return probe_ != nullptr || segment.position + segment.count > config_.indexer->topk;
+         });
+}
+
+void LocalAttention::begin(const AttentionSite& site, Pass& pass, AttentionScratch& s,
+                           Positions positions) const {
+  const bool chooses = site.indexer != nullptr && positions == Positions::kOwn;
+  project(site, pass, s, scores(pass, chooses));
+  write_rows(site, pass, s);
+}
+
+void LocalAttention::end(const AttentionSite& site, Pass& pass, AttentionScratch& s,
                          Positions positions) const {
   const bool chooses = site.indexer != nullptr && positions == Positions::kOwn;
-  bool scores = false;  // needed only of rows over the budget, or by a probe
-  for (const Segment& segment : pass.segments)
-    scores = scores || (chooses && (probe_ != nullptr ||
-                                    segment.position + segment.count > config_.indexer->topk));
-  project(site, pass, s, scores);
-  write_rows(site, pass, s);
   if (!config_.indexer || chooses) {
     s.chosen.resize(pass.rows());
     for (std::vector<uint32_t>& set : s.chosen) set.clear();
   }
   CHECK(s.chosen.size() == pass.rows(), "{} position sets for {} rows", s.chosen.size(),
         pass.rows());
-  if (scores)
+  if (scores(pass, chooses))
     index_->choose(site.layer, pass, {s.index_q.data(), s.index_w.data(), probe_}, s.index,
                    s.chosen);
   attend_rows(site, pass, s);
   project_values(site, pass, s);
+}
+
+void LocalAttention::run(const AttentionSite& site, Pass& pass, AttentionScratch& s,
+                         Positions positions) const {
+  begin(site, pass, s, positions);
+  end(site, pass, s, positions);
 }
 
 }  // namespace model

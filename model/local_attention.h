@@ -85,10 +85,18 @@ class LocalAttention {
   // positions first.
   void run(const AttentionSite& site, Pass& pass, AttentionScratch& s,
            Positions positions = Positions::kOwn) const;
+  // Its halves: up to the KV rows, and from them on.
+  void begin(const AttentionSite& site, Pass& pass, AttentionScratch& s,
+             Positions positions = Positions::kOwn) const;
+  void end(const AttentionSite& site, Pass& pass, AttentionScratch& s,
+           Positions positions = Positions::kOwn) const;
   void set_probe(Probe* probe) { probe_ = probe; }
 
  private:
   class Worker;
+
+  // Some row's positions will be chosen by score: it is over the budget, or a probe asks.
+  bool scores(const Pass& pass, bool chooses) const;
 
   // f(begin, end) over ranges of rows, on all threads.
   template <class F>

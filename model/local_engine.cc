@@ -101,11 +101,22 @@ LocalEngine::Scratch& LocalEngine::scratch(Pass& pass) const {
   return s;
 }
 
-void LocalEngine::attend(uint32_t layer, uint32_t j, Pass& pass) {
+AttentionSite LocalEngine::attention_site(uint32_t layer, uint32_t j) const {
   const LayerWeights& w = weights(layer);
   const bool indexes = config_.indexer && j == 0;  // attention 1 takes the same positions
-  attention_.run({w.attention[j], indexes ? &w.indexer : nullptr, layer, j}, pass,
-                 scratch(pass).attention);
+  return {w.attention[j], indexes ? &w.indexer : nullptr, layer, j};
+}
+
+void LocalEngine::attend(uint32_t layer, uint32_t j, Pass& pass) {
+  attention_.run(attention_site(layer, j), pass, scratch(pass).attention);
+}
+
+void LocalEngine::begin_attend(uint32_t layer, uint32_t j, Pass& pass) {
+  attention_.begin(attention_site(layer, j), pass, scratch(pass).attention);
+}
+
+void LocalEngine::end_attend(uint32_t layer, uint32_t j, Pass& pass) {
+  attention_.end(attention_site(layer, j), pass, scratch(pass).attention);
 }
 
 void LocalEngine::norm(const float* x, const std::vector<float>& w, uint32_t rows, float* y) const {

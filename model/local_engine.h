@@ -57,6 +57,8 @@ class LocalEngine final : public Engine {
   const Shape& shape() const override { return shape_; }
   void embed(Pass& pass) override;
   void attend(uint32_t layer, uint32_t j, Pass& pass) override;
+  void begin_attend(uint32_t layer, uint32_t j, Pass& pass) override;
+  void end_attend(uint32_t layer, uint32_t j, Pass& pass) override;
   void route(uint32_t layer, Pass& pass) override;
   void mlp(uint32_t layer, uint32_t j, Pass& pass) override;
   void experts(uint32_t layer, std::span<const float> x, std::span<const uint16_t> rows,
@@ -88,6 +90,7 @@ class LocalEngine final : public Engine {
   const LayerWeights& weights(uint32_t layer) const {
     return layer == config_.layers ? draft_->layer : layers_[layer - range_.begin];
   }
+  AttentionSite attention_site(uint32_t layer, uint32_t j) const;
   const MlpWeights& expert(uint32_t layer, uint32_t id);
   Scratch& scratch(Pass& pass) const;
   void load_layer(uint32_t layer);

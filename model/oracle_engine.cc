@@ -103,6 +103,8 @@ class OracleEngine final : public Engine {
     shape_.experts = options.experts;
     shape_.topk = options.topk;
     shape_.kv_row_bytes = 2 * sizeof(uint64_t);
+    shape_.kv_latent_bytes = sizeof(uint64_t);
+    shape_.cost = {.row = 64, .pair = 1};  // so that a chunk's cost grows with its context
     shape_.ngram_context = kContext;
     shape_.max_context = options.max_context;
     shape_.eos = {kEos};
@@ -132,6 +134,11 @@ class OracleEngine final : public Engine {
   }
 
   void attend(uint32_t layer, uint32_t j, Pass& pass) override {
+    begin_attend(layer, j, pass);
+    end_attend(layer, j, pass);
+  }
+
+  void begin_attend(uint32_t layer, uint32_t j, Pass& pass) override {
     for (const Segment& segment : pass.segments) {
       for (uint32_t i = 0; i < segment.count; ++i) {
         Chain row(seed_, Op::kRow, layer, j);
@@ -139,6 +146,11 @@ class OracleEngine final : public Engine {
         const uint64_t value = row.value();
         std::memcpy(kv(segment, layer, j, segment.position + i), &value, sizeof value);
       }
+    }
+  }
+
+  void end_attend(uint32_t layer, uint32_t j, Pass& pass) override {
+    for (const Segment& segment : pass.segments) {
       // The chain over positions 0 … p is that of p − 1 and one more row.
       Chain rows(seed_, Op::kAttend, layer, j);
       for (uint32_t position = 0; position < segment.position + segment.count; ++position) {

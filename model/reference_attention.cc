@@ -99,11 +99,24 @@ void ReferenceAttention::run_draft(const AttentionContext& context, Pass& pass,
   run(context, pass, &sets);
 }
 
+void ReferenceAttention::begin(const AttentionContext& context, Pass& pass) const {
+  for (const Row& row : start_rows(context, pass)) write_kv(context, row);
+}
+
+void ReferenceAttention::end(const AttentionContext& context, Pass& pass) const {
+  attend_rows(context, pass, start_rows(context, pass), nullptr);
+}
+
 void ReferenceAttention::run(const AttentionContext& context, Pass& pass,
                              const PositionSets* given) const {
   const std::vector<Row> rows = start_rows(context, pass);
   for (const Row& row : rows) write_kv(context, row);
+  attend_rows(context, pass, rows, given);
+}
 
+void ReferenceAttention::attend_rows(const AttentionContext& context, Pass& pass,
+                                     const std::vector<Row>& rows,
+                                     const PositionSets* given) const {
   if (pass.scratch == nullptr) pass.scratch = std::make_unique<ReferenceScratch>();
   auto& selected = static_cast<ReferenceScratch&>(*pass.scratch).selected;
   selected.resize(rows.size());

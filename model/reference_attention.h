@@ -41,6 +41,9 @@ class ReferenceAttention {
                                                const AttentionPlace& place);
   // h += Attention(RMS(h; input norm)) for every row of the pass.
   void run(const AttentionContext& context, Pass& pass) const;
+  // Its halves: the KV rows; then the rest, from the same h.
+  void begin(const AttentionContext& context, Pass& pass) const;
+  void end(const AttentionContext& context, Pass& pass) const;
   // The same in the MTP block, where later steps reuse an earlier one's sets.
   void run_draft(const AttentionContext& context, Pass& pass, DraftIndex index) const;
 
@@ -60,6 +63,8 @@ class ReferenceAttention {
     std::vector<float> cos, sin;  // at its position
   };
 
+  void attend_rows(const AttentionContext& context, Pass& pass, const std::vector<Row>& rows,
+                   const PositionSets* given) const;
   std::vector<Row> start_rows(const AttentionContext& context, Pass& pass) const;
   void write_kv(const AttentionContext& context, const Row& row) const;
   // What a row asks the index keys with.

@@ -104,6 +104,14 @@ class ReferenceEngine final : public Engine {
     at(layer).attention[j].run(attention_, pass);
   }
 
+  void begin_attend(uint32_t layer, uint32_t j, Pass& pass) override {
+    at(layer).attention[j].begin(attention_, pass);
+  }
+
+  void end_attend(uint32_t layer, uint32_t j, Pass& pass) override {
+    at(layer).attention[j].end(attention_, pass);
+  }
+
   void route(uint32_t layer, Pass& pass) override {
     const Layer& weights = at(layer);
     const size_t topk = config_.topk;

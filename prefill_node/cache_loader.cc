@@ -50,8 +50,11 @@ Task<void> CacheLoader::run(Fetch fetch) {
     co_return;
   }
   --left_[fetch.layer - facts_.layers.begin];
-  shipper_.push(fetch.layer, fetch.first * model::kBlockTokens, fetch.count * model::kBlockTokens);
-  copy_on(fetch, answer->blobs);
+  if (facts_.ships) {
+    shipper_.push(fetch.layer, fetch.first * model::kBlockTokens,
+                  fetch.count * model::kBlockTokens);
+    copy_on(fetch, answer->blobs);
+  }
   count(fetch);
   pump();
   party_.moved();

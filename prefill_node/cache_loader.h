@@ -39,6 +39,7 @@ class CacheLoader {
     model::LayerRange layers;
     uint32_t all_layers = 0;  // of the model
     model::KvView kv;
+    bool ships = true;  // false: another rank of the stage does
   };
   CacheLoader(Context& ctx, Party& party, Facts facts, KvShipper& shipper,
               node::StoreOutbox& outbox, LoadCounters& counters);

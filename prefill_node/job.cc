@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "node/store_sites.h"
+#include "prefill_node/zigzag.h"
 
 namespace prefill {
 
@@ -13,9 +14,19 @@ namespace {
 using model::kBlockTokens;
 constexpr uint64_t kDeadlineMost_ms = 24ull * 3600 * 1000;
 
-uint32_t stage_of(const proto::StartPrefill& start, base::NodeId self) {
+// Stage and rank in it follow from the place among start.stages.
+uint32_t place_of(const proto::StartPrefill& start, base::NodeId self) {
   const auto found = std::ranges::find(start.stages, self);
   return static_cast<uint32_t>(found - start.stages.begin());
+}
+
+// Whole stages, and nobody twice.
+bool plausible_chain(const proto::StartPrefill& start, base::NodeId self) {
+  std::vector<base::NodeId> nodes = start.stages;
+  std::ranges::sort(nodes);
+  return place_of(start, self) < nodes.size() && start.sequence_ranks > 0 &&
+         nodes.size() % start.sequence_ranks == 0 &&
+         std::ranges::adjacent_find(nodes) == nodes.end();
 }
 
 KvShipper::Facts shipper_facts(const JobKey& key, const proto::StartPrefill& start,
@@ -31,8 +42,8 @@ bool Job::plausible(const proto::StartPrefill& start, const model::Shape& shape,
   const size_t tokens = start.tokens.size();
   const auto known = [&shape](uint32_t token) { return token < shape.vocab; };
   return tokens > 0 && tokens <= shape.max_context && start.prompt_tokens <= tokens &&
-         std::ranges::all_of(start.tokens, known) && stage_of(start, self) < start.stages.size() &&
-         start.decode && start.cached_blocks <= start.block_keys.size() &&
+         std::ranges::all_of(start.tokens, known) && plausible_chain(start, self) && start.decode &&
+         start.cached_blocks <= start.block_keys.size() &&
          size_t{start.cached_blocks} * kBlockTokens < tokens &&
          (start.cached_blocks == 0 || start.store || !start.sources.empty());
 }
@@ -43,22 +54,32 @@ Job::Job(const StageFacts& facts, proto::StartPrefill start, std::vector<model::
       start_(std::move(start)),
       sampling_(proto::from_wire(start_.sampling)),
       total_(static_cast<uint32_t>(start_.tokens.size())),
-      stage_(stage_of(start_, facts.ctx.self().node)),
+      ranks_(start_.sequence_ranks),
+      stage_(place_of(start_, facts.ctx.self().node) / ranks_),
+      rank_(place_of(start_, facts.ctx.self().node) % ranks_),
       blocks_(std::move(blocks)),
       kv_{&facts.pool, blocks_},
       deadline_(facts.ctx.now() +
                 std::chrono::milliseconds(std::min(start_.deadline_ms, kDeadlineMost_ms))),
       done_(start_.cached_blocks * kBlockTokens),
       offered_(facts.layers.count(), start_.cached_blocks),
-      inputs_(done_, total_, facts.shape.hidden * sizeof(float)),
+      inputs_(done_, total_, facts.shape.hidden * sizeof(float), StageInputs::Share{ranks_, rank_}),
       shipper_(facts.ctx, *this, shipper_facts(key_, start_, facts, kv_), facts.shipped) {
   Party& party = *this;
-  if (stage_ + 1 < start_.stages.size()) {
-    const Address next{start_.stages[stage_ + 1], proto::kPrefill};
+  if ((stage_ + 1) * ranks_ < start_.stages.size()) {
+    const Address next{start_.stages[(stage_ + 1) * ranks_ + rank_], proto::kPrefill};
     sender_.emplace(facts.ctx, party, key_, next, facts.shipped);
+  }
+  if (ranks_ > 1) {
+    SequenceExchange::Facts shared{
+        key_, {}, rank_, total_, facts.layers, kv_, facts.shape.kv_latent_bytes};
+    for (const base::NodeId rank : ranks_of_stage())
+      shared.ranks.push_back({rank, proto::kPrefill});
+    exchange_.emplace(facts.ctx, party, std::move(shared), facts.exchanged);
   }
   if (start_.cached_blocks == 0) return;
   CacheLoader::Facts cached;
+  cached.ships = rank_ == 0;
   cached.sources = start_.sources;
   const size_t groups = (start_.cached_blocks + base::kBlocksOfGroup - 1) / base::kBlocksOfGroup;
   cached.sources.resize(groups, start_.store);
@@ -96,45 +117,75 @@ proto::Outcome Job::accept(const proto::StageInput& input, const base::Blob& row
 }
 
 bool Job::runnable() const {
-  if (over_ || computing_ || done_ == total_) return false;
+  if (over_ || computing_ || computed()) return false;
   if (loader_ && !loader_->has(facts_.layers.begin)) return false;
   if (sender_ && sender_->full()) return false;
   return stage_ == 0 || inputs_.has_next();
 }
 
+uint32_t Job::next_count() const {
+  return stage_ == 0 ? facts_.chunks.next(done_, total_) : inputs_.next_count();
+}
+
+uint64_t Job::chunk_cost() const { return facts_.chunks.cost.tokens(done_, done_ + next_count()); }
+
 void Job::begin_chunk() {
   CHECK(runnable(), "a chunk of request {} cannot run now", key_.request.value);
   computing_ = true;
-  uint32_t count = std::min(facts_.chunk_tokens, total_ - done_);
+  const uint32_t count = next_count();
+  pass_.h.clear();  // nothing is embedded when this rank has no row
   if (stage_ > 0) {
     const StageInputs::Chunk chunk = inputs_.take();
     CHECK(chunk.begin == done_, "chunk at {} for position {}", chunk.begin, done_);
-    count = chunk.count;
     pass_.h = chunk.rows.to_vector<float>();
   }
   pass_begin_ = done_;
   pass_end_ = done_ + count;
   const std::span<const base::TokenId> all(start_.tokens);
-  const uint32_t back = std::min(done_, facts_.shape.ngram_context);
-  model::Segment segment;
-  segment.count = count;
-  segment.position = done_;
-  segment.kv = kv_;
-  segment.context = all.subspan(done_ - back, back);
-  pass_.tokens.assign(all.begin() + pass_begin_, all.begin() + pass_end_);
-  pass_.segments.assign(1, segment);
+  pass_.tokens.clear();
+  pass_.segments.clear();
+  for (const Piece& piece : zigzag(pass_begin_, count, ranks_, rank_)) {
+    const uint32_t back = std::min(piece.begin, facts_.shape.ngram_context);
+    model::Segment segment;
+    segment.row = pass_.rows();
+    segment.count = piece.count;
+    segment.position = piece.begin;
+    segment.kv = kv_;
+    segment.context = all.subspan(piece.begin - back, back);
+    pass_.segments.push_back(segment);
+    const auto tokens = all.subspan(piece.begin, piece.count);
+    pass_.tokens.insert(pass_.tokens.end(), tokens.begin(), tokens.end());
+  }
+}
+
+Task<bool> Job::gather(uint32_t layer, uint32_t part) {
+  const SequenceExchange::Step step{pass_begin_, layer, part};
+  const uint32_t count = pass_end_ - pass_begin_;
+  exchange_->offer(step, count);
+  const bool waits = !exchange_->complete(step);
+  if (waits) facts_.owner.pass_waits(true);
+  Task<bool> others = exchange_->collect(step, count);
+  const bool all = co_await std::move(others);
+  if (waits) facts_.owner.pass_waits(false);
+  co_return all;
+}
+
+proto::Outcome Job::accept(const proto::SequenceKv& message, base::NodeId from,
+                           const base::Blob& rows) {
+  if (!exchange_) return proto::Outcome::kCorrupt;
+  return exchange_->accept(message, from, rows);
 }
 
 Task<void> Job::await_kv(uint32_t layer) {
   const base::Time begun = facts_.ctx.now();
-  facts_.owner.job_waits(true);
+  facts_.owner.pass_waits(true);
   while (!has_kv(layer)) {
     base::Slot<bool> slot;
     waiting_ = &slot;
     waiting_layer_ = layer;
     co_await slot;
   }
-  facts_.owner.job_waits(false);
+  facts_.owner.pass_waits(false);
   facts_.loaded.wait_seconds += base::seconds(facts_.ctx.now() - begun);
 }
 
@@ -160,6 +211,7 @@ void Job::end() {
 }
 
 void Job::layer_done(uint32_t layer) {
+  if (rank_ != 0) return;
   shipper_.push(layer, pass_begin_, pass_end_ - pass_begin_);
   offer_to_store(layer);
 }
@@ -196,13 +248,14 @@ void Job::end_chunk() {
   computing_ = false;
   if (over_) return;
   done_ = pass_end_;
+  if (computed()) computed_at_ = facts_.ctx.now();
   if (!sender_) return;
   base::Blob rows = base::Blob::of(std::span<const float>(pass_.h));
   sender_->push(pass_begin_, pass_end_ - pass_begin_, std::move(rows));
 }
 
 void Job::sample(model::Engine& engine) {
-  const uint32_t last_row = pass_end_ - pass_begin_ - 1;
+  const uint32_t last_row = pass_.rows() - 1;
   std::vector<float> logits(facts_.shape.vocab);
   engine.head(pass_, std::span(&last_row, 1), logits);
   finite_ = model::all_finite(logits);
@@ -218,13 +271,16 @@ void Job::sample(model::Engine& engine) {
 
 bool Job::conclude() {
   if (shipper_.committed() && (!sender_ || sender_->idle())) return true;
-  const bool all_left = done_ == total_ && !computing_ && shipper_.idle();
+  const bool all_left =
+      computed() && !computing_ && shipper_.idle() && (!exchange_ || exchange_->idle());
   if (!all_left || committing_) return false;
+  if (rank_ != 0) return !sender_ || sender_->idle();
   if (!finite_) {
     numerical_error("the logits are not finite");
     return false;
   }
   committing_ = true;
+  facts_.counters.kv_exposed += facts_.ctx.now() - computed_at_;
   proto::KvCommit commit;
   commit.request = key_.request;
   commit.attempt = key_.attempt;
@@ -240,12 +296,18 @@ bool Job::conclude() {
   return false;
 }
 
+std::vector<base::NodeId> Job::ranks_of_stage() const {
+  const auto first = start_.stages.begin() + stage_ * ranks_;
+  return {first, first + ranks_};
+}
+
 bool Job::involves(base::NodeId node) const {
   return node == start_.decode || std::ranges::find(start_.stages, node) != start_.stages.end();
 }
 
 uint32_t Job::unacknowledged() const {
-  return shipper_.unacknowledged() + (sender_ ? sender_->unacknowledged() : 0);
+  return shipper_.unacknowledged() + (sender_ ? sender_->unacknowledged() : 0) +
+         (exchange_ ? exchange_->unacknowledged() : 0);
 }
 
 }  // namespace prefill

@@ -8,7 +8,9 @@
 #include "model/sampler.h"
 #include "node/store_outbox.h"
 #include "prefill_node/cache_loader.h"
+#include "prefill_node/chunk_plan.h"
 #include "prefill_node/kv_shipper.h"
+#include "prefill_node/sequence_exchange.h"
 #include "prefill_node/stage_inputs.h"
 #include "prefill_node/stage_sender.h"
 
@@ -21,10 +23,14 @@ class JobOwner {
  public:
   virtual ~JobOwner() = default;
   virtual void job_moved(Job& job) = 0;
+  // Its pass waits for other ranks or for cached KV, or goes on; meanwhile others may compute.
+  virtual void pass_waits(bool waits) = 0;
   virtual void job_stale(Job& job) = 0;
   virtual void job_failed(Job& job, base::Error error, bool without_cache, base::NodeId blamed) = 0;
-  // Its pass waits for cached KV, or goes on: meanwhile others may compute.
-  virtual void job_waits(bool waits) = 0;
+};
+
+struct JobCounters {
+  base::Duration kv_exposed{};  // from the end of a job's compute until its KV was acknowledged
 };
 
 // What all jobs of a stage share.
@@ -34,11 +40,13 @@ struct StageFacts {
   const model::Shape& shape;
   model::LayerRange layers;
   model::KvPool& pool;
-  uint32_t chunk_tokens;
+  const ChunkPlan& chunks;
   ShipperCounters& shipped;
   LoadCounters& loaded;
   node::StoreOutbox& outbox;
   const node::View& view;  // whose stores computed blocks are offered to
+  JobCounters& counters;
+  ExchangeCounters& exchanged;
 };
 
 class Job final : private Party {
@@ -53,33 +61,49 @@ class Job final : private Party {
   // Loads what is cached and watches the deadline.
   void begin();
   proto::Outcome accept(const proto::StageInput& input, const base::Blob& rows);
+  proto::Outcome accept(const proto::SequenceKv& message, base::NodeId from,
+                        const base::Blob& rows);
 
   // A chunk can be computed now: its input is here, its output has room to go.
   bool runnable() const;
-  // Sets up pass() for the next chunk; REQUIRES: runnable().
+  // Of that chunk.  REQUIRES: runnable()
+  uint64_t chunk_cost() const;
+  // Sets up pass() for this rank's rows of the next chunk.  REQUIRES: runnable()
   void begin_chunk();
   // Whether the cached rows of `layer` are here; await_kv() ends when they are or it is over.
   bool has_kv(uint32_t layer) const { return over_ || !loader_ || loader_->has(layer); }
   Task<void> await_kv(uint32_t layer);
-  // The KV rows of the chunk in `layer` are final: they leave.
+  // Several ranks share the sequence: gives this one's KV rows of an attention to the others, takes
+  // theirs. False: the job is over.
+  bool shares_sequence() const { return exchange_.has_value(); }
+  std::vector<base::NodeId> ranks_of_stage() const;
+  Task<bool> gather(uint32_t layer, uint32_t part);
+  // The KV rows of the chunk in `layer` are final, on every rank: rank 0's leave.
   void layer_done(uint32_t layer);
   // A row of the chunk is not finite: the attempt fails, nothing more of it leaves.
   void numerical_error(const std::string& what);
   // The pass has ended: its rows leave for the next stage.
   void end_chunk();
   bool at_last_token() const { return pass_end_ == total_; }  // of the chunk in the pass
+  // This node draws the first token: it has the last row.
+  bool samples() const { return !sender_ && rank_ == 0; }
   // On the compute side, after the last chunk of the last stage.
   void sample(model::Engine& engine);
 
-  // Everything is computed and acknowledged: sends the commit, once. True: it was taken.
+  // Everything is computed and acknowledged: rank 0 sends the commit, once. True: it was taken, or
+  // is not this rank's to send.
   bool conclude();
   // Nothing is wanted any more; what waits ends without effect.
   void end();
+  // After end(): a pass that waits for other ranks comes back, in a turn of its own.
+  void interrupt() {
+    if (exchange_) exchange_->interrupt();
+  }
 
   const JobKey& key() const { return key_; }
   bool over() const override { return over_; }
   bool computing() const { return computing_; }
-  bool last_stage() const { return !sender_; }
+  bool computed() const { return done_ == total_; }
   bool involves(base::NodeId node) const;
   model::Pass& pass() { return pass_; }
   const std::vector<model::BlockId>& blocks() const { return blocks_; }
@@ -100,6 +124,7 @@ class Job final : private Party {
   Task<void> resume_pass();
   node::BlockChain chain() const;
   void offer_to_store(uint32_t layer);
+  uint32_t next_count() const;
 
   // Constant after construction.
   const StageFacts facts_;
@@ -107,13 +132,14 @@ class Job final : private Party {
   const proto::StartPrefill start_;
   const base::Sampling sampling_;
   const uint32_t total_;
-  const uint32_t stage_;
+  const uint32_t ranks_, stage_, rank_;  // `ranks_` a stage
   const std::vector<model::BlockId> blocks_;
   const model::KvView kv_;
   const base::Time deadline_;
   // Owned state.
   uint32_t done_;  // tokens whose KV is computed or cached
   bool computing_ = false, over_ = false, committing_ = false;
+  base::Time computed_at_{};
   std::vector<uint32_t> offered_;  // per layer: blocks given to the store or found there
   model::Pass pass_;
   uint32_t pass_begin_ = 0, pass_end_ = 0;
@@ -125,6 +151,7 @@ class Job final : private Party {
   KvShipper shipper_;
   std::optional<StageSender> sender_;  // not on the last stage
   std::optional<CacheLoader> loader_;  // when blocks are cached
+  std::optional<SequenceExchange> exchange_;
   TaskSet tasks_;
 };
 

@@ -40,6 +40,8 @@ base::Result<std::unique_ptr<actor::Actor>> make_actor(Model& loaded, node::Proc
   prefill.kv_bytes = config.prefill_kv_bytes;
   prefill.chunk_tokens = config.chunk_tokens;
   prefill.scrub = std::chrono::milliseconds(config.scrub_ms);
+  prefill.share_experts = config.share_experts;
+  prefill.dynamic_chunks = config.chunk == "dynamic";
   prefill.faults = node::faults_of(info);
   return std::make_unique<prefill::PrefillActor>(std::move(prefill));
 }

@@ -1,6 +1,8 @@
 #include "prefill_node/prefill_actor.h"
 
+#include <algorithm>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "node/process.h"
@@ -17,7 +19,10 @@ constexpr uint32_t kScrubParts = 600;
 }
 
 PrefillActor::PrefillActor(PrefillConfig config)
-    : config_(std::move(config)), membership_(config_.identity, *this) {
+    : config_(std::move(config)),
+      chunks_{config_.chunk_tokens, config_.dynamic_chunks, config_.shape.cost},
+      membership_(config_.identity, *this),
+      service_(counters_.experts) {
   CHECK(config_.chunk_tokens > 0 && config_.chunk_tokens <= StageInputs::kRowsMost,
         "chunks of {} tokens", config_.chunk_tokens);
   CHECK(config_.passes > 0, "a stage that never computes");
@@ -48,13 +53,14 @@ void PrefillActor::welcomed(Context& ctx, const proto::HelloReply& reply) {
 }
 
 Task<void> PrefillActor::load(Context& ctx, model::LayerRange layers, uint64_t turn) {
-  while (passes_ > 0 || scrubbing_ ||
-         !leaving_.empty()) {  // they run on the former engine and pool
+  // They run on the former engine and pool.
+  while (passes_ > 0 || scrubbing_ || !leaving_.empty() || service_.computing() > 0) {
     Task<void> wait = ctx.sleep(std::chrono::milliseconds(1));
     co_await std::move(wait);
     if (turn != loads_) co_return;
   }
   ++engines_;
+  dispatch_.reset();
   engine_.reset();
   pool_.reset();
   base::Result<std::unique_ptr<model::Engine>> made = nullptr;
@@ -72,6 +78,10 @@ Task<void> PrefillActor::load(Context& ctx, model::LayerRange layers, uint64_t t
   const uint64_t blocks = config_.kv_bytes / block_bytes;
   layers_ = layers;
   engine_ = std::move(*made);
+  if (config_.share_experts) {
+    dispatch_ = std::make_unique<experts::ExpertDispatch>(ctx, *engine_, proto::kPrefill,
+                                                          counters_.experts);
+  }
   pool_ =
       std::make_unique<model::KvPool>(static_cast<uint32_t>(std::min<uint64_t>(blocks, UINT32_MAX)),
                                       layers, config_.shape.kv_row_bytes);
@@ -119,6 +129,7 @@ void PrefillActor::life_lost(Context&) {
   ended_.clear();
   outbox_.clear();
   seen_.clear();
+  note_state();
 }
 
 void PrefillActor::fill(proto::Heartbeat& beat) {
@@ -150,9 +161,24 @@ void PrefillActor::fill(proto::Heartbeat& beat) {
   beat.counters.emplace_back("prefill_load_wait_seconds_total", c.loaded.wait_seconds);
   count("store_entries_put_total", outbox_.counters().stored);
   count("store_entries_dropped_total", outbox_.counters().dropped);
-  count("transport_corrupt_total", c.corrupt + c.shipped.corrupt);
+  count("transport_corrupt_total",
+        c.corrupt + c.shipped.corrupt + c.exchanged.corrupt + c.experts.corrupt);
   count("stale_dropped_total", c.stale);
   count("attempts_failed_total", c.attempts_failed);
+  count("sequence_bytes_sent_total", c.exchanged.bytes);
+  count("expert_rows_sent_total", c.experts.expert_rows_sent);
+  count("expert_rows_received_total", c.experts.expert_rows_received);
+  count("expert_redispatched_total", c.experts.expert_redispatched);
+  const auto measure = [&beat](const char* name, double value) {
+    beat.counters.emplace_back(name, value);
+  };
+  const base::Time now = ctx_->now();
+  const StageClock::Spent spent = clock_.spent(now);
+  measure("prefill_busy_seconds_total", base::seconds(spent.busy));
+  measure("prefill_bubble_seconds_total", base::seconds(spent.bubble));
+  measure("prefill_utilisation", clock_.utilisation(now));
+  measure("sequence_wait_seconds_total", base::seconds(c.exchanged.waited));
+  measure("kv_exposed_seconds_total", base::seconds(c.jobs.kv_exposed));
 }
 
 Ledger PrefillActor::ledger() const {
@@ -166,6 +192,8 @@ Ledger PrefillActor::ledger() const {
   }
   out.storing = static_cast<uint32_t>(outbox_.pending());
   out.reports = reports_;
+  out.expert_calls = dispatch_ ? dispatch_->in_flight() : 0;
+  out.expert_jobs = service_.computing();
   return out;
 }
 
@@ -207,11 +235,13 @@ Outcome PrefillActor::open_job(Context& ctx, const proto::StartPrefill& start) {
                          config_.shape,
                          layers_,
                          *pool_,
-                         config_.chunk_tokens,
+                         chunks_,
                          counters_.shipped,
                          counters_.loaded,
                          outbox_,
-                         membership_.view()};
+                         membership_.view(),
+                         counters_.jobs,
+                         counters_.exchanged};
   auto job = std::make_unique<Job>(facts, start, std::move(*blocks));
   Job& opened = *job;
   jobs_.emplace(key, std::move(job));
@@ -222,26 +252,44 @@ Outcome PrefillActor::open_job(Context& ctx, const proto::StartPrefill& start) {
 }
 
 void PrefillActor::on(Context& ctx, const Incoming<proto::StageInput>& in) {
+  take_rows(ctx, in, in.blobs.size() == 1 ? base::hash128(in.blobs[0].view()) : base::Hash128{});
+}
+
+void PrefillActor::on(Context& ctx, const Incoming<proto::SequenceKv>& in) {
+  take_rows(
+      ctx, in,
+      in.blobs.size() == 1 ? proto::sequence_digest(in.msg, in.blobs[0].view()) : base::Hash128{});
+}
+
+template <class M>
+void PrefillActor::take_rows(Context& ctx, const Incoming<M>& in, const base::Hash128& digest) {
   membership_.progressed();
+  const JobKey key{in->request, in->attempt};
   proto::Done done;
-  done.outcome = take_input(in);
+  if (Job* job = find(key); job == nullptr) {
+    done.outcome = outcome_without_job(key);
+  } else if (in.blobs.size() != 1 || digest != in->digest) {
+    done.outcome = Outcome::kCorrupt;
+  } else if constexpr (std::is_same_v<M, proto::SequenceKv>) {
+    done.outcome = job->accept(in.msg, in.from.node, in.blobs[0]);
+  } else {
+    done.outcome = job->accept(in.msg, in.blobs[0]);
+  }
   if (done.outcome == Outcome::kStale) ++counters_.stale;
   if (done.outcome == Outcome::kCorrupt) ++counters_.corrupt;
   ctx.reply(in, done);
   pump();
 }
 
-Outcome PrefillActor::take_input(const Incoming<proto::StageInput>& in) {
-  const JobKey key{in->request, in->attempt};
-  Job* job = find(key);
-  if (job == nullptr) {
-    const auto later = jobs_.upper_bound(key);
-    if (later != jobs_.end() && later->first.request == key.request) return Outcome::kStale;
-    return ended_.of(key);
-  }
-  if (in.blobs.size() != 1 || base::hash128(in.blobs[0].view()) != in->digest)
-    return Outcome::kCorrupt;
-  return job->accept(in.msg, in.blobs[0]);
+Outcome PrefillActor::outcome_without_job(const JobKey& key) const {
+  const auto later = jobs_.upper_bound(key);
+  if (later != jobs_.end() && later->first.request == key.request) return Outcome::kStale;
+  return ended_.of(key);
+}
+
+void PrefillActor::on(Context& ctx, const Incoming<proto::ExpertIn>& in) {
+  membership_.progressed();
+  service_.answer(ctx, engine_.get(), layers_, in);
 }
 
 void PrefillActor::on(Context& ctx, const Incoming<proto::Cancel>& in) {
@@ -266,15 +314,28 @@ void PrefillActor::drop_up_to(base::RequestId request, uint32_t attempt) {
 // ------------------------------------------------------------------------------------- compute
 
 void PrefillActor::pump() {
-  const auto runnable = [this](const JobKey& key) { return jobs_.at(key)->runnable(); };
+  const auto cost_of = [this](const JobKey& key) -> std::optional<uint64_t> {
+    const Job& job = *jobs_.at(key);
+    if (!job.runnable()) return std::nullopt;
+    return job.chunk_cost();
+  };
   while (engine_ && passes_ < config_.passes) {
-    const auto key = scheduler_.next(runnable);
-    if (!key) return;
+    const auto key = scheduler_.next(cost_of);
+    if (!key) break;
     Job& job = *jobs_.at(*key);
     job.begin_chunk();
     ++passes_;
     ctx_->spawn(run_chunk(*ctx_, job));
   }
+  note_state();
+}
+
+void PrefillActor::note_state() {
+  const auto waits = [](const auto& entry) { return !entry.second->computed(); };
+  const StageClock::State state = passes_ > 0                         ? StageClock::State::kBusy
+                                  : std::ranges::any_of(jobs_, waits) ? StageClock::State::kBubble
+                                                                      : StageClock::State::kIdle;
+  clock_.set(state, ctx_->now());
 }
 
 // The job is in jobs_ or, when it ends meanwhile, in leaving_ until this returns.
@@ -305,12 +366,12 @@ Task<void> PrefillActor::compute(Context& ctx, Job& job) {
     if (fault.after == chunks_begun_) engine_->inject(fault.point);
   }
   ++chunks_begun_;
-  StageSite site(ctx, *engine_, job);
+  StageSite site(ctx, *engine_, job, dispatch_.get());
   Task<bool> pass = model::forward(*engine_, layers_, job.pass(), site);
   const bool whole = co_await std::move(pass);
   if (whole) prefill_rate_.add(job.pass().rows(), site.seconds(), ctx.now());
   if (!can_be_trusted(ctx, *engine_) && !job.over()) remove(job);
-  if (!whole || job.over() || !job.last_stage() || !job.at_last_token()) co_return;
+  if (!whole || job.over() || !job.samples() || !job.at_last_token()) co_return;
   std::function<void()> draw = [this, &job] { job.sample(*engine_); };
   Task<void> run = ctx.offload(std::move(draw), cost_of_rows(1));
   co_await std::move(run);
@@ -326,6 +387,18 @@ void PrefillActor::job_moved(Job& job) {
     remove(job);
   }
   pump();
+}
+
+// A pass that waits gives up its slot: with one slot and two requests the ranks of a stage could
+// else each wait for the one that the other does not compute. It may overdraw them when it goes on.
+void PrefillActor::pass_waits(bool waits) {
+  if (waits) {
+    --passes_;
+    pump();
+  } else {
+    ++passes_;
+    note_state();
+  }
 }
 
 void PrefillActor::job_stale(Job& job) {
@@ -355,15 +428,6 @@ void PrefillActor::job_failed(Job& job, base::Error error, bool without_cache,
   pump();
 }
 
-void PrefillActor::job_waits(bool waits) {
-  if (!waits) {
-    ++passes_;
-    return;
-  }
-  --passes_;
-  pump();
-}
-
 Task<void> PrefillActor::report(Context& ctx, proto::AttemptFailed message) {
   ++reports_;
   const actor::CallOptions options{"attempt.failed", std::chrono::milliseconds(250),
@@ -381,6 +445,7 @@ void PrefillActor::remove(Job& job) {
   CHECK(!node.empty(), "a job ends twice");
   if (job.computing()) {
     leaving_.push_back(std::move(node.mapped()));
+    job.interrupt();
   } else {
     release(std::move(node.mapped()));
   }

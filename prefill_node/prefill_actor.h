@@ -15,10 +15,12 @@
 
 #include "actor/actor.h"
 #include "base/fault_point.h"
+#include "experts/expert_service.h"
 #include "node/membership_client.h"
 #include "prefill_node/chunk_scheduler.h"
 #include "prefill_node/ended_attempts.h"
 #include "prefill_node/job.h"
+#include "prefill_node/stage_clock.h"
 #include "proto/all.h"
 
 namespace prefill {
@@ -34,8 +36,10 @@ struct PrefillConfig {
   const std::atomic<uint32_t>* load_percent = nullptr;  // of make_engine's progress; may be null
   std::function<uint64_t()> read_bytes;                 // of the checkpoint so far; may be empty
   uint64_t kv_bytes = 256u << 20;
-  uint32_t chunk_tokens = 256;
-  uint32_t passes = 1;  // chunks computed at once, of different jobs
+  uint32_t chunk_tokens = 256;  // of the first chunk of a prompt
+  bool dynamic_chunks = false;  // later ones as large as costs the same (chunk_plan.h)
+  bool share_experts = false;   // by the ranks of a stage; else each runs all experts of its rows
+  uint32_t passes = 1;          // chunks computed at once, of different jobs
   uint32_t jobs = 64;
   base::Duration scrub{};  // time in which all weights in memory are checked once; 0: never
   std::vector<base::NodeFault> faults;  // of this node; `after` counts chunks
@@ -45,10 +49,11 @@ struct PrefillConfig {
 struct Ledger {
   uint32_t jobs = 0, leaving = 0;  // leaving: over, their pass has not come back
   uint32_t blocks_used = 0;
-  uint32_t unacknowledged = 0;  // KvLayer and StageInput
-  uint32_t fetching = 0;        // FetchKv unanswered
-  uint32_t storing = 0;         // PutKv waiting or unanswered
-  uint32_t reports = 0;         // AttemptFailed calls under way
+  uint32_t unacknowledged = 0;                 // KvLayer, StageInput and SequenceKv
+  uint32_t fetching = 0;                       // FetchKv unanswered
+  uint32_t storing = 0;                        // PutKv waiting or unanswered
+  uint32_t reports = 0;                        // AttemptFailed calls under way
+  uint32_t expert_calls = 0, expert_jobs = 0;  // asked of other ranks, and by them
   bool operator==(const Ledger&) const = default;
 };
 
@@ -57,6 +62,9 @@ struct PrefillCounters {
   uint64_t stale = 0, corrupt = 0, no_room = 0;
   ShipperCounters shipped;
   LoadCounters loaded;
+  JobCounters jobs;
+  ExchangeCounters exchanged;
+  experts::ExpertCounters experts;
 };
 
 class PrefillActor final : public actor::Actor,
@@ -64,7 +72,7 @@ class PrefillActor final : public actor::Actor,
                            private JobOwner {
  public:
   using In = actor::Accepts<proto::HeartbeatReply, proto::ClusterView, proto::StartPrefill,
-                            proto::StageInput, proto::Cancel>;
+                            proto::StageInput, proto::SequenceKv, proto::ExpertIn, proto::Cancel>;
 
   explicit PrefillActor(PrefillConfig config);
 
@@ -76,10 +84,13 @@ class PrefillActor final : public actor::Actor,
   void on(Context& ctx, const Incoming<proto::ClusterView>& in) { membership_.on(ctx, in); }
   void on(Context& ctx, const Incoming<proto::StartPrefill>& in);
   void on(Context& ctx, const Incoming<proto::StageInput>& in);
+  void on(Context& ctx, const Incoming<proto::SequenceKv>& in);
+  void on(Context& ctx, const Incoming<proto::ExpertIn>& in);
   void on(Context& ctx, const Incoming<proto::Cancel>& in);
 
   Ledger ledger() const;
   const PrefillCounters& counters() const { return counters_; }
+  StageClock& clock() { return clock_; }
 
  private:
   using Jobs = std::map<JobKey, std::unique_ptr<Job>>;
@@ -91,17 +102,21 @@ class PrefillActor final : public actor::Actor,
   void fill(proto::Heartbeat& beat) override;
   // JobOwner
   void job_moved(Job& job) override;
+  void pass_waits(bool waits) override;
   void job_stale(Job& job) override;
   void job_failed(Job& job, base::Error error, bool without_cache, base::NodeId blamed) override;
-  void job_waits(bool waits) override;
 
   Task<void> load(Context& ctx, model::LayerRange layers, uint64_t turn);
   Task<void> scrub(Context& ctx, uint64_t of);
   proto::Outcome open_job(Context& ctx, const proto::StartPrefill& start);
-  proto::Outcome take_input(const Incoming<proto::StageInput>& in);
+  // M: StageInput or SequenceKv.
+  template <class M>
+  void take_rows(Context& ctx, const Incoming<M>& in, const base::Hash128& digest);
+  proto::Outcome outcome_without_job(const JobKey& key) const;
   Job* find(const JobKey& key);
   void drop_up_to(base::RequestId request, uint32_t attempt);
   void pump();
+  void note_state();
   Task<void> run_chunk(Context& ctx, Job& job);
   Task<void> compute(Context& ctx, Job& job);
   void remove(Job& job);
@@ -111,6 +126,7 @@ class PrefillActor final : public actor::Actor,
 
   // Constant after construction.
   const PrefillConfig config_;
+  const ChunkPlan chunks_;
   Context* ctx_ = nullptr;  // since start()
   // Owned state.
   node::MembershipClient membership_;
@@ -123,9 +139,12 @@ class PrefillActor final : public actor::Actor,
   uint64_t loads_ = 0;      // counts welcomes; a load of an older one ends
   std::map<base::NodeId, proto::ViewNode> seen_;  // the view before
   node::RateMeter prefill_rate_;
+  std::unique_ptr<experts::ExpertDispatch> dispatch_;  // with the engine, where experts are shared
+  experts::ExpertService service_;
   node::StoreOutbox outbox_;
   EndedAttempts ended_;
   ChunkScheduler scheduler_;
+  StageClock clock_;
   uint32_t passes_ = 0, reports_ = 0;
   uint64_t chunks_begun_ = 0;
   Jobs jobs_;

@@ -3,12 +3,14 @@
 #include <iterator>
 
 #include "base/check.h"
+#include "prefill_node/zigzag.h"
 
 namespace prefill {
 
 proto::Outcome StageInputs::accept(uint32_t begin, uint32_t count, const base::Blob& rows) {
   const bool in_range = count > 0 && count <= kRowsMost && begin < tokens_ &&
-                        count <= tokens_ - begin && rows.size() == count * row_bytes_;
+                        count <= tokens_ - begin &&
+                        rows.size() == zigzag_rows(count, share_.ranks, share_.rank) * row_bytes_;
   if (!in_range) return proto::Outcome::kCorrupt;
   if (begin < next_) {
     return begin + count <= next_ ? proto::Outcome::kOk : proto::Outcome::kCorrupt;

@@ -14,7 +14,7 @@ class StageSender {
   StageSender(Context& ctx, Party& party, JobKey key, Address next, DeliveryCounters& counters)
       : ctx_(ctx), party_(party), key_(key), next_(next), counters_(counters) {}
 
-  // rows: [count, hidden] f32.  REQUIRES: !full()
+  // rows: f32, those of this rank's tokens of the chunk.  REQUIRES: !full()
   void push(uint32_t begin, uint32_t count, base::Blob rows);
 
   bool full() const { return unacknowledged_ >= kWindow; }

@@ -1,6 +1,7 @@
-// StageSite: where a chunk of a job runs: all of it on this node's compute pool, experts included.
-// A job that ends meanwhile computes nothing more.
+// StageSite: where a chunk of a job runs: on this node's compute pool, but for experts that another
+// rank of the stage owns where these are shared. A job that ends meanwhile computes nothing more.
 #pragma once
+#include "experts/expert_dispatch.h"
 #include "model/forward.h"
 #include "prefill_node/job.h"
 
@@ -17,8 +18,9 @@ bool can_be_trusted(Context& ctx, const model::Engine& engine);
 
 class StageSite final : public model::Site {
  public:
-  StageSite(Context& ctx, model::Engine& engine, Job& job)
-      : ctx_(ctx), engine_(engine), job_(job) {}
+  // `dispatch`: null where every rank runs all experts of its rows.
+  StageSite(Context& ctx, model::Engine& engine, Job& job, experts::ExpertDispatch* dispatch)
+      : ctx_(ctx), engine_(engine), job_(job), dispatch_(dispatch) {}
   Task<void> compute(std::function<void()> job, uint32_t rows) override;
   Task<bool> run_experts(uint32_t layer, model::Pass& pass) override;
   bool has_kv(uint32_t layer) override { return job_.has_kv(layer); }
@@ -26,12 +28,18 @@ class StageSite final : public model::Site {
   void kv_ready(uint32_t layer, model::Pass& pass) override;
   // In compute(), what waits there for other passes included.
   double seconds() const { return seconds_; }
+  bool shares_sequence() const override { return job_.shares_sequence(); }
+  Task<bool> gather(uint32_t layer, uint32_t j, model::Pass& pass) override;
 
  private:
+  // The job goes on and so do its rows: they are finite and come from sound arithmetic.
+  bool sound(model::Pass& pass);
+
   Context& ctx_;
   model::Engine& engine_;
   Job& job_;
   double seconds_ = 0;
+  experts::ExpertDispatch* const dispatch_;
 };
 
 }  // namespace prefill

@@ -12,7 +12,7 @@ namespace proto {
 
 using AllMessages = std::tuple<Done, Hello, HelloReply, Heartbeat, HeartbeatReply, ClusterView,  //
                                ReserveKv, KvReserved, StartPrefill, StageInput, KvLayer, KvAck,
-                               KvCommit, TokenOut,               //
+                               KvCommit, SequenceKv, TokenOut,   //
                                TokenAck, AttemptFailed, Cancel,  //
                                ExpertIn, ExpertOut,              //
                                LookupPrefix, PrefixFound, ReleaseLease, FetchKv, KvData, PutKv>;

@@ -38,7 +38,7 @@ struct StartPrefill {
       tokens;  // as in ReserveKv: all of them get KV, the last one's logits give the next token
   uint32_t prompt_tokens = 0;
   SamplingFields sampling;
-  std::vector<NodeId> stages;
+  std::vector<NodeId> stages;  // with sequence parallelism the ranks of a stage, stage by stage
   NodeId decode;
   NodeId store;  // of the cached blocks for which `sources` has no entry; 0: none
   uint32_t credits = 0;
@@ -50,11 +50,14 @@ struct StartPrefill {
   // Of each group of base::kBlocksOfGroup cached blocks: the store that has it, and the store that
   // should have it and has not (0: none), to which the loaded blocks are offered.
   std::vector<NodeId> sources, copy_to;
+  uint32_t sequence_ranks = 1;  // of each stage
   FIELDS(request, attempt, tokens, prompt_tokens, sampling, stages, decode, store, credits,
-         cached_blocks, block_keys, deadline_ms, block_root, space, sources, copy_to)
+         cached_blocks, block_keys, deadline_ms, block_root, space, sources, copy_to,
+         sequence_ranks)
 };
 
-// Stage s → stage s+1: the hidden rows of one chunk. Blob: f32 [token_count, hidden].
+// Stage s → stage s+1: the hidden rows of one chunk. Blob: f32 [token_count, hidden]; between ranks
+// of sequence parallelism, which are those of equal number, only the rows of the sender's tokens.
 struct StageInput {
   static constexpr uint16_t kType = 23;
   static constexpr const char* kName = "StageInput";
@@ -64,6 +67,20 @@ struct StageInput {
   base::Hash128 digest;  // of the blob
   FIELDS(request, attempt, token_begin, token_count, digest)
 };
+
+// Rank of a stage → each other one, at each attention: what it has written into the KV rows of its
+// tokens of a chunk. Blob: [tokens of the sender's share, bytes of that attention].
+struct SequenceKv {
+  static constexpr uint16_t kType = 31;
+  static constexpr const char* kName = "SequenceKv";
+  RequestId request;
+  uint32_t attempt = 0;
+  uint32_t token_begin = 0, token_count = 0;  // of the chunk
+  uint32_t layer = 0, part = 0;               // attention `part` of the layer
+  base::Hash128 digest;                       // sequence_digest(this, blob)
+  FIELDS(request, attempt, token_begin, token_count, layer, part, digest)
+};
+base::Hash128 sequence_digest(const SequenceKv& message, base::ByteView rows);
 
 // Stage → decode rank: KV rows of one layer of one chunk, as soon as the layer is done. Blob:
 // token_count rows.

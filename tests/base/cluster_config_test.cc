@@ -32,6 +32,7 @@ coordinator = "head:8100"
 [prefill]
 stages = 4
 sequence_parallel = 1
+chunk = "fixed"
 chunk_tokens = 16
 kv_ram = "1GiB"
 [decode]
@@ -80,6 +81,7 @@ TEST(ClusterConfig, ReadsEveryKey) {
   EXPECT_EQ(config->http, "0.0.0.0:80");
   EXPECT_EQ(config->coordinator, "head:8100");
   EXPECT_EQ(config->prefill_stages, 4u);
+  EXPECT_EQ(config->chunk, "fixed");
   EXPECT_EQ(config->chunk_tokens, 16u);
   EXPECT_EQ(config->prefill_kv_bytes, 1ull << 30);
   EXPECT_EQ(config->decode_ranks, 8u);
@@ -116,10 +118,9 @@ TEST(ClusterConfig, WhatIsNotOfferedIsRefusedByNameWithWhatIs) {
     const char* text;
     const char* error;
   } cases[] = {
-      {"[prefill]\nsequence_parallel = 2\n",
-       "c.toml:2:21: prefill.sequence_parallel: 2 is not offered; only 1 is"},
-      {"[prefill]\nchunk_tokens = 0\n",
-       "c.toml:2:16: prefill.chunk_tokens: 0 (dynamic) is not offered"},
+      {"[prefill]\nsequence_parallel = 0\n", "c.toml:2:21: prefill.sequence_parallel"},
+      {"[prefill]\nchunk_tokens = 0\n", "c.toml:2:16: prefill.chunk_tokens"},
+      {"[prefill]\nchunk = \"small\"\n", "c.toml:2:9: prefill.chunk"},
       {"[decode]\nkv_parallel = 4\n", "c.toml:2:15: decode.kv_parallel: 4 is not offered; only 1"},
       {"[decode]\nredundant_experts = 1\n",
        "c.toml:2:21: decode.redundant_experts: 1 is not offered; only 0"},

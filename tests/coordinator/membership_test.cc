@@ -20,7 +20,7 @@ class MembershipTest : public ::testing::Test {
     o.stages = 2;
     o.ranks = 2;
     o.stores = 1;
-    o.layers = 5;
+    o.stage_layers = {{0, 3}, {3, 5}};
     o.model = {1, 1};
     o.layout = {2, 2};
     o.arithmetic = {3, 3};
@@ -62,17 +62,35 @@ class MembershipTest : public ::testing::Test {
   int64_t ticked_ = 0;
 };
 
-TEST_F(MembershipTest, DividesLayersEvenlyWithTheRemainderFirst) {
-  EXPECT_EQ(stage_layers(5, 2, 0), (std::pair<uint32_t, uint32_t>{0, 3}));
-  EXPECT_EQ(stage_layers(5, 2, 1), (std::pair<uint32_t, uint32_t>{3, 5}));
-  EXPECT_EQ(stage_layers(4, 1, 0), (std::pair<uint32_t, uint32_t>{0, 4}));
-  uint32_t next = 0;
-  for (uint32_t s = 0; s < 5; ++s) {
-    const auto [begin, end] = stage_layers(38, 5, s);
-    EXPECT_EQ(begin, next);
-    next = end;
+TEST(MembershipRanks, TheRanksOfAStageHaveItsLayersAndOneIsEnoughToRun) {
+  MembershipOptions options;
+  options.stages = 2;
+  options.sequence_ranks = 3;
+  options.stage_layers = {{0, 3}, {3, 5}};
+  Membership members(options);
+  for (uint64_t i = 0; i < 6; ++i) {
+    Hello hello;
+    hello.role = Role::kPrefill;
+    hello.name = "prefill-" + std::to_string(i);
+    hello.endpoint = "sim://" + hello.name;
+    const proto::HelloReply reply = members.hello(NodeId{10 + i}, hello, at(0)).reply;
+    EXPECT_EQ(reply.position, i);
+    EXPECT_EQ(reply.positions, 6u);
+    EXPECT_EQ(reply.layer_begin, i < 3 ? 0u : 3u);
+    EXPECT_EQ(reply.layer_end, i < 3 ? 3u : 5u);
   }
-  EXPECT_EQ(next, 38u);
+  const auto ready = [&](uint64_t node) {
+    proto::Heartbeat beat;
+    beat.state = NodeState::kReady;
+    members.heartbeat(NodeId{node}, beat, at(1));
+  };
+  ready(12);
+  EXPECT_EQ(members.missing().front(), "no prefill stage 1");
+  ready(15);
+  ready(14);
+  EXPECT_EQ(members.missing(), (std::vector<std::string>{"no decode rank"}));
+  ASSERT_EQ(members.ready_in_stage(1).size(), 2u);
+  EXPECT_EQ(members.ready_in_stage(1)[0]->node, NodeId{14});
 }
 
 TEST_F(MembershipTest, GivesPositionsInOrderOfArrival) {

@@ -184,7 +184,7 @@ RankLoad rank(uint64_t node, uint32_t number, uint32_t requests, uint32_t total,
 
 PlacementView two_stages(std::vector<RankLoad> ranks) {
   PlacementView view;
-  view.stages = {StageLoad{NodeId{10}, 20}, StageLoad{NodeId{11}, 0}};
+  view.stages = {{StageLoad{NodeId{10}, 20}}, {StageLoad{NodeId{11}, 0}}};
   view.ranks = std::move(ranks);
   return view;
 }
@@ -203,7 +203,23 @@ TEST(Placement, TakesOneNodePerStage) {
 TEST(Placement, IsNotReadyWithoutAStageOrARank) {
   EXPECT_EQ(place_by("kv_aware", two_stages({}), {.blocks = 1}).verdict, PlaceVerdict::kNotReady);
   PlacementView view = two_stages({rank(20, 0, 0, 10, 0)});
-  view.stages[1].reset();
+  view.stages[1].clear();
+  EXPECT_EQ(place_by("kv_aware", view, {.blocks = 1}).verdict, PlaceVerdict::kNotReady);
+}
+
+TEST(Placement, EveryStageHasAsManyRanksAsThePoorestOne) {
+  PlacementView view = two_stages({rank(20, 0, 0, 10, 0)});
+  view.stages = {{{NodeId{10}, 0}, {NodeId{11}, 0}, {NodeId{12}, 0}},
+                 {{NodeId{13}, 0}, {NodeId{14}, 0}}};
+  auto answer = place_by("kv_aware", view, {.blocks = 1});
+  EXPECT_EQ(answer.placement.sequence_ranks, 2u);
+  EXPECT_EQ(answer.placement.stages,
+            (std::vector<NodeId>{NodeId{10}, NodeId{11}, NodeId{13}, NodeId{14}}));
+  view.stages[1].erase(view.stages[1].begin());  // one of them died
+  answer = place_by("kv_aware", view, {.blocks = 1});
+  EXPECT_EQ(answer.placement.sequence_ranks, 1u);
+  EXPECT_EQ(answer.placement.stages, (std::vector<NodeId>{NodeId{10}, NodeId{14}}));
+  view.stages[1].clear();
   EXPECT_EQ(place_by("kv_aware", view, {.blocks = 1}).verdict, PlaceVerdict::kNotReady);
 }
 

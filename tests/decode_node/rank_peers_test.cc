@@ -1,6 +1,6 @@
 // Ranks as each other's expert owners: what one does about the answers of another that is broken,
 // and how the service treats repeated and too many questions.
-#include "decode_node/expert_service.h"
+#include "experts/expert_service.h"
 #include "tests/decode_node/rank_fixture.h"
 
 namespace decode {
@@ -78,20 +78,20 @@ class ServiceActor final : public actor::Actor {
     In::dispatch(*this, ctx, std::move(e));
   }
   void on(Context& ctx, const Incoming<proto::ExpertIn>& in) {
-    for (int i = 0; i < 3; ++i) service.answer(ctx, engine_.get(), in);
+    for (int i = 0; i < 3; ++i) service.answer(ctx, engine_.get(), {0, 4}, in);
     after_repeats = service.computing();
     Incoming<proto::ExpertIn> other = in;
-    for (uint64_t i = 1; i < 2 * ExpertService::kJobsMost; ++i) {
+    for (uint64_t i = 1; i < 2 * experts::ExpertService::kJobsMost; ++i) {
       other.call = in.call + i;
-      service.answer(ctx, engine_.get(), other);
+      service.answer(ctx, engine_.get(), {0, 4}, other);
     }
     after_flood = service.computing();
     other.call = 0;  // nobody waits for an answer
-    service.answer(ctx, engine_.get(), other);
+    service.answer(ctx, engine_.get(), {0, 4}, other);
   }
 
   Counters counters;
-  ExpertService service{counters};
+  experts::ExpertService service{counters};
   uint32_t after_repeats = 0, after_flood = 0;
 
  private:
@@ -135,8 +135,8 @@ TEST(ExpertServiceOnAHost, ARepeatedQuestionIsComputedOnceAndTheirNumberIsBounde
   sim.context("service")->link(NodeId{6}, "sim://asker");
   EXPECT_TRUE(sim.run_until([&] { return !asker.answer.empty(); }, 10s));
   EXPECT_EQ(service.after_repeats, 1u);
-  EXPECT_EQ(service.after_flood, ExpertService::kJobsMost);
-  EXPECT_EQ(service.counters.expert_rows_received, ExpertService::kJobsMost);
+  EXPECT_EQ(service.after_flood, experts::ExpertService::kJobsMost);
+  EXPECT_EQ(service.counters.expert_rows_received, experts::ExpertService::kJobsMost);
   sim.run_for(1s);
   EXPECT_EQ(service.service.computing(), 0u);
 

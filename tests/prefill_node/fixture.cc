@@ -45,9 +45,9 @@ void FakeCoordinator::on(Context& ctx, const Incoming<proto::Hello>& in) {
   reply.heartbeat_ms = 50;
   if (in->role == proto::Role::kPrefill) {
     reply.position = static_cast<uint32_t>(name.back() - '0');
-    reply.positions = stages_;
-    reply.layer_begin = layers_ * reply.position / stages_;
-    reply.layer_end = layers_ * (reply.position + 1) / stages_;
+    reply.positions = stages_ * ranks_;
+    reply.layer_begin = layers_ * (reply.position / ranks_) / stages_;
+    reply.layer_end = layers_ * (reply.position / ranks_ + 1) / stages_;
   }
   const bool known = nodes_.contains(in.from.node);
   proto::ViewNode entry;
@@ -172,17 +172,19 @@ Cluster::Cluster(const ClusterOptions& options)
       shape(model::make_oracle_engine(oracle())->shape()),
       options_(options),
       judge_(model::make_oracle_engine(oracle())) {
-  const uint32_t stages = options.stages;
+  const uint32_t stages = options.stages, ranks = options.sequence_ranks;
   sim.add(
       "coordinator", proto::kCoordinator,
-      [stages] { return std::make_unique<FakeCoordinator>(stages, kLayers); },
+      [=] { return std::make_unique<FakeCoordinator>(stages, ranks, kLayers); },
       proto::kCoordinatorNode);
-  for (uint32_t i = 0; i < stages; ++i) {
+  for (uint32_t i = 0; i < nodes(); ++i) {
     prefill::PrefillConfig config;
     config.identity = identity(proto::Role::kPrefill, stage_name(i));
     config.shape = shape;
     config.kv_bytes = options.kv_bytes;
     config.chunk_tokens = options.chunk_tokens;
+    config.dynamic_chunks = options.dynamic_chunks;
+    config.share_experts = options.share_experts;
     config.jobs = options.jobs;
     config.passes = options.passes;
     auto make = options.make_engine;
@@ -216,7 +218,7 @@ kvstore::KvstoreActor& Cluster::store(uint32_t index) {
 
 void Cluster::await_ready() {
   const auto all = [this] {
-    for (uint32_t i = 0; i < options_.stages; ++i) {
+    for (uint32_t i = 0; i < nodes(); ++i) {
       if (!coordinator().ready(stage_name(i))) return false;
     }
     for (uint32_t i = 0; i < options_.stores; ++i) {
@@ -247,10 +249,11 @@ proto::StartPrefill Cluster::request(uint64_t id, uint32_t count, uint32_t attem
   sampling.max_tokens = 10;
   sampling.top_logprobs = 2;
   start.sampling = proto::to_wire(sampling);
-  for (uint32_t i = 0; i < options_.stages; ++i) start.stages.push_back(names.node(stage_name(i)));
+  for (uint32_t i = 0; i < nodes(); ++i) start.stages.push_back(names.node(stage_name(i)));
   start.decode = names.node("decode-0");
   start.credits = 3;
   start.deadline_ms = 60'000;
+  start.sequence_ranks = options_.sequence_ranks;
   start.block_root = {3, 3};
   start.space = {4, 4};
   name_blocks(start);
@@ -292,7 +295,7 @@ void Cluster::cancel(uint64_t request, uint32_t attempt) {
   proto::Cancel message;
   message.request = {request};
   message.attempt = attempt;
-  for (uint32_t i = 0; i < options_.stages; ++i)
+  for (uint32_t i = 0; i < nodes(); ++i)
     coordinator().ask(coordinator().node(stage_name(i)), proto::kPrefill, message, nullptr);
 }
 
@@ -302,7 +305,7 @@ bool Cluster::committed(const proto::StartPrefill& start) {
 }
 
 bool Cluster::idle() {
-  for (uint32_t i = 0; i < options_.stages; ++i) {
+  for (uint32_t i = 0; i < nodes(); ++i) {
     if (stage(i).ledger() != prefill::Ledger{}) return false;
   }
   return true;

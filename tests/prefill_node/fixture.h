@@ -22,7 +22,9 @@ using base::NodeId;
 class FakeCoordinator final : public actor::Actor {
  public:
   using In = actor::Accepts<proto::Hello, proto::Heartbeat, proto::AttemptFailed>;
-  FakeCoordinator(uint32_t stages, uint32_t layers) : stages_(stages), layers_(layers) {}
+  // `ranks` a stage.
+  FakeCoordinator(uint32_t stages, uint32_t ranks, uint32_t layers)
+      : stages_(stages), ranks_(ranks), layers_(layers) {}
 
   void start(Context& ctx) override { ctx_ = &ctx; }
   void receive(Context& ctx, actor::Envelope&& e) override {
@@ -61,7 +63,7 @@ class FakeCoordinator final : public actor::Actor {
   void send_view();
   proto::ClusterView view() const;
 
-  const uint32_t stages_, layers_;
+  const uint32_t stages_, ranks_, layers_;
   Context* ctx_ = nullptr;
   std::map<NodeId, proto::ViewNode> nodes_;
   uint64_t epoch_ = 0;
@@ -105,7 +107,8 @@ class FakeDecode final : public actor::Actor, private node::MembershipClient::Ow
 
 struct ClusterOptions {
   uint64_t seed = 1;
-  uint32_t stages = 2;
+  uint32_t stages = 2, sequence_ranks = 1;
+  bool dynamic_chunks = false, share_experts = false;
   uint64_t kv_bytes = 4u << 20;
   uint32_t chunk_tokens = 32;
   uint32_t jobs = 64;
@@ -131,7 +134,8 @@ class Cluster {
   void expect_arrived(const proto::StartPrefill& start);
   bool committed(const proto::StartPrefill& start);
   bool idle();  // every stage's ledger is zero
-  prefill::PrefillActor& stage(uint32_t index);
+  uint32_t nodes() const { return options_.stages * options_.sequence_ranks; }
+  prefill::PrefillActor& stage(uint32_t index);  // of the ranks of the stages, in order
   FakeCoordinator& coordinator();
   FakeDecode& decode();
   kvstore::KvstoreActor& store(uint32_t index = 0);

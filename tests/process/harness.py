@@ -91,6 +91,7 @@ class Cluster:
         for section, values in (settings or {}).items():
             self.sections.setdefault(section, {}).update(values)
         self.node_count = 1 + stages + ranks + self.sections["kvstore"]["nodes"]
+        self.node_count += stages * (self.sections["prefill"].get("sequence_parallel", 1) - 1)
         self.write_config()
         # As cluster/paths.h: the checkout of the binary, else the working directory, which is the temporary folder.
         root = os.path.dirname(os.path.dirname(self.bin))

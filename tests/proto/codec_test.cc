@@ -171,4 +171,29 @@ TEST(ProtoCodec, TheDigestOfKvRowsDependsOnTheirPlace) {
   EXPECT_NE(digest, proto::kv_digest(1, 2, base::as_bytes("same rows")));
 }
 
+TEST(SequenceDigest, BindsTheBytesToTheirChunkLayerAndAttention) {
+  proto::SequenceKv message;
+  message.token_begin = 5;
+  message.token_count = 6;
+  message.layer = 7;
+  message.part = 1;
+  std::string rows = "some rows of KV";
+  const auto digest = [&] { return proto::sequence_digest(message, base::as_bytes(rows)); };
+  const base::Hash128 good = digest();
+  for (uint32_t* field :
+       {&message.token_begin, &message.token_count, &message.layer, &message.part}) {
+    ++*field;
+    EXPECT_NE(digest(), good);
+    --*field;
+  }
+  for (char& byte : rows) {
+    for (int bit = 0; bit < 8; ++bit) {
+      byte = static_cast<char>(byte ^ (1 << bit));
+      EXPECT_NE(digest(), good);
+      byte = static_cast<char>(byte ^ (1 << bit));
+    }
+  }
+  EXPECT_EQ(digest(), good);
+}
+
 }  // namespace

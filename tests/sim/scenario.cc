@@ -35,6 +35,7 @@ struct Script {
   uint32_t stores = 1;
   double corrupt = 0;  // of messages with bulk frames
   uint32_t turns = 1;  // of a chat: each prompt is the former one, its answer and some more
+  uint32_t sequence_ranks = 1;
 };
 
 milliseconds between(Rng& rng, uint64_t least, uint64_t most) {
@@ -68,6 +69,15 @@ void kill_everything(SimCluster& cluster, Rng& rng, milliseconds span) {
   for (const std::string& node : cluster.nodes()) {
     const auto most = static_cast<uint64_t>(span.count());
     kill_and_restart(cluster, node, between(rng, 300, most), between(rng, 100, 1500));
+  }
+}
+
+// Every rank of every prefill stage goes down; sometimes two of a stage at once.
+void kill_prefill(SimCluster& cluster, Rng& rng, milliseconds span) {
+  const auto most = static_cast<uint64_t>(span.count());
+  for (const std::string& node : cluster.nodes()) {
+    if (!node.starts_with("prefill")) continue;
+    kill_and_restart(cluster, node, between(rng, 300, most), between(rng, 100, 3000));
   }
 }
 
@@ -183,6 +193,25 @@ const std::vector<Script>& scripts() {
        .patience = seconds(10),
        .limit = seconds(300),
        .stores = 2},
+      {.name = "sequence",
+       .what = "lossy, two ranks a stage, each killed and restarted",
+       .loss = 0.10,
+       .duplicate = 0.05,
+       .reorder = 0.05,
+       .faults = kill_prefill,
+       .patience = seconds(60),
+       .limit = seconds(300),
+       .sequence_ranks = 2},
+      {.name = "shared",
+       .what = "5 % loss, three ranks a stage, no node fails",
+       .loss = 0.05,
+       .duplicate = 0.05,
+       .reorder = 0.05,
+       .faults = no_faults,
+       .quiet = true,
+       .patience = seconds(60),
+       .limit = seconds(120),
+       .sequence_ranks = 3},
       {"cancels", "lossy, and half of the clients leave", 0.10, 0.05, 0.05, no_faults, false, true,
        seconds(60), seconds(120), false},
   };
@@ -358,6 +387,8 @@ RunResult run(const RunOptions& options) {
   cluster_options.network.corrupt = script->corrupt;
   cluster_options.store_disk = script->disk;
   cluster_options.stores = script->stores;
+  cluster_options.sequence_ranks = script->sequence_ranks;
+  cluster_options.share_experts = options.seed % 3 != 0;
   // Of ten thousand beats at 10 % loss six in a row do get lost: where no node fails, none may be
   // taken for dead.
   if (script->quiet) cluster_options.heartbeat_misses = 20;
@@ -369,6 +400,11 @@ RunResult run(const RunOptions& options) {
   Rng rng(options.seed, /*stream=*/77);
   // Odd settings are part of the draw: a pipeline of one, chunks of a token, a batch of one.
   cluster_options.chunk_tokens = std::vector<uint32_t>{1, 7, 16, 64}[rng.below(4)];
+  // Ranks that share a chunk exchange rows eight times and more in it, each lost one costs a
+  // repeat.
+  if (script->sequence_ranks > 1)
+    cluster_options.chunk_tokens = std::max(cluster_options.chunk_tokens, 7u);
+  cluster_options.dynamic_chunks = options.seed % 2 == 1;
   cluster_options.max_batch = std::vector<uint32_t>{1, 3, 8}[rng.below(3)];
   SimCluster cluster(cluster_options, *engine);
   Running running{*script, cluster, *engine, result, warnings};

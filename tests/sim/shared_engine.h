@@ -32,6 +32,13 @@ class SharedEngine final : public model::Engine {
     shared_.attend(layer, j, pass);
     spoil(pass.h);
   }
+  void begin_attend(uint32_t layer, uint32_t j, model::Pass& pass) override {
+    shared_.begin_attend(layer, j, pass);
+  }
+  void end_attend(uint32_t layer, uint32_t j, model::Pass& pass) override {
+    shared_.end_attend(layer, j, pass);
+    spoil(pass.h);
+  }
   void route(uint32_t layer, model::Pass& pass) override { shared_.route(layer, pass); }
   void mlp(uint32_t layer, uint32_t j, model::Pass& pass) override {
     shared_.mlp(layer, j, pass);

@@ -58,6 +58,7 @@ T* as(actor::Actor* actor) {
 
 SimCluster::SimCluster(const ClusterOptions& options, model::Engine& engine) {
   config_.prefill_stages = options.stages;
+  config_.sequence_parallel = options.sequence_ranks;
   config_.decode_ranks = options.ranks;
   config_.kvstore_nodes = options.stores;
   config_.chunk_tokens = options.chunk_tokens;
@@ -86,7 +87,7 @@ void SimCluster::add_nodes(const ClusterOptions& options, model::Engine& engine)
         return std::make_unique<coordinator::CoordinatorActor>(std::move(made));
       },
       proto::kCoordinatorNode);
-  for (uint32_t i = 0; i < options.stages; ++i) {
+  for (uint32_t i = 0; i < options.stages * options.sequence_ranks; ++i) {
     const std::string name = fmt::format("prefill-{}", i);
     host_->add(name, proto::kPrefill, [=, this, &engine] {
       prefill::PrefillConfig config;
@@ -98,6 +99,8 @@ void SimCluster::add_nodes(const ClusterOptions& options, model::Engine& engine)
       };
       config.kv_bytes = options.kv_bytes;
       config.chunk_tokens = options.chunk_tokens;
+      config.dynamic_chunks = options.dynamic_chunks;
+      config.share_experts = options.share_experts;
       return std::make_unique<prefill::PrefillActor>(std::move(config));
     });
     nodes_.push_back(name);

@@ -58,14 +58,39 @@ World& world() {
   return made;
 }
 
-// stages, ranks, chunk, batch
-class TopologyTest
-    : public ::testing::TestWithParam<std::tuple<uint32_t, uint32_t, uint32_t, uint32_t>> {};
+// stages, ranks a stage, decode ranks, chunk, dynamic chunks, batch
+class TopologyTest : public ::testing::TestWithParam<
+                         std::tuple<uint32_t, uint32_t, uint32_t, uint32_t, bool, uint32_t>> {};
+
+void expect_the_tokens_of_the_reference(const ClusterOptions& options);
 
 TEST_P(TopologyTest, GivesTheTokensOfTheReferenceColdAndWarm) {
-  World& w = world();
   ClusterOptions options;
-  std::tie(options.stages, options.ranks, options.chunk_tokens, options.max_batch) = GetParam();
+  std::tie(options.stages, options.sequence_ranks, options.ranks, options.chunk_tokens,
+           options.dynamic_chunks, options.max_batch) = GetParam();
+  expect_the_tokens_of_the_reference(options);
+}
+
+// stages, ranks a stage
+class SharedExpertsTest : public ::testing::TestWithParam<std::tuple<uint32_t, uint32_t>> {};
+
+TEST_P(SharedExpertsTest, GivesTheTokensOfTheReferenceColdAndWarm) {
+  ClusterOptions options;
+  std::tie(options.stages, options.sequence_ranks) = GetParam();
+  options.chunk_tokens = 64;
+  options.dynamic_chunks = options.share_experts = true;
+  expect_the_tokens_of_the_reference(options);
+}
+
+INSTANTIATE_TEST_SUITE_P(Stages, SharedExpertsTest,
+                         ::testing::Combine(::testing::Values(1u, 2u), ::testing::Values(2u, 3u)),
+                         [](const auto& info) {
+                           return fmt::format("stages{}_sp{}", std::get<0>(info.param),
+                                              std::get<1>(info.param));
+                         });
+
+void expect_the_tokens_of_the_reference(const ClusterOptions& options) {
+  World& w = world();
   SimCluster cluster(options, *w.local);
   ASSERT_TRUE(cluster.host().run_until([&] { return cluster.ready(); }, std::chrono::seconds(10)));
   for (const bool warm : {false, true}) {
@@ -85,15 +110,24 @@ TEST_P(TopologyTest, GivesTheTokensOfTheReferenceColdAndWarm) {
   }
 }
 
+std::string name_of(const ::testing::TestParamInfo<TopologyTest::ParamType>& info) {
+  const auto& [stages, sequence, ranks, chunk, dynamic, batch] = info.param;
+  return fmt::format("stages{}_sp{}_ranks{}_chunk{}{}_batch{}", stages, sequence, ranks, chunk,
+                     dynamic ? "dynamic" : "", batch);
+}
+
 INSTANTIATE_TEST_SUITE_P(Clusters, TopologyTest,
-                         ::testing::Combine(::testing::Values(1u, 2u), ::testing::Values(1u, 2u),
-                                            ::testing::Values(16u, 256u),
-                                            ::testing::Values(1u, 8u)),
-                         [](const auto& info) {
-                           return fmt::format("stages{}_ranks{}_chunk{}_batch{}",
-                                              std::get<0>(info.param), std::get<1>(info.param),
-                                              std::get<2>(info.param), std::get<3>(info.param));
-                         });
+                         ::testing::Combine(::testing::Values(1u, 2u), ::testing::Values(1u),
+                                            ::testing::Values(1u, 2u), ::testing::Values(16u, 256u),
+                                            ::testing::Values(false), ::testing::Values(1u, 8u)),
+                         name_of);
+
+INSTANTIATE_TEST_SUITE_P(Stages, TopologyTest,
+                         ::testing::Combine(::testing::Values(1u, 2u, 3u),
+                                            ::testing::Values(1u, 2u, 3u), ::testing::Values(2u),
+                                            ::testing::Values(64u), ::testing::Bool(),
+                                            ::testing::Values(8u)),
+                         name_of);
 
 }  // namespace
 }  // namespace simulation

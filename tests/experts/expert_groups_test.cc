@@ -1,11 +1,11 @@
-#include "decode_node/expert_groups.h"
+#include "experts/expert_groups.h"
 
 #include <gtest/gtest.h>
 
 #include "base/rng.h"
-#include "decode_node/expert_service.h"
+#include "experts/expert_service.h"
 
-namespace decode {
+namespace experts {
 namespace {
 
 model::Shape shape_of(uint32_t experts, uint32_t topk) {
@@ -106,11 +106,12 @@ TEST(ExpertService, RefusesQuestionsThatDoNotFitTheModel) {
   good.msg.pair_experts = {7, 0, 3};
   good.blobs = {base::Blob::of(std::span<const float>(x))};
   good.msg.digest = base::hash128(good.blobs[0].view());
-  EXPECT_TRUE(is_sound(good, shape));
+  EXPECT_TRUE(is_sound(good, shape, {1, 2}));
 
   using Spoil = void (*)(actor::Incoming<proto::ExpertIn>&);
   const std::pair<const char*, Spoil> cases[] = {
       {"layer", [](auto& in) { in.msg.layer = 2; }},
+      {"layer of another stage", [](auto& in) { in.msg.layer = 0; }},
       {"no rows", [](auto& in) { in.msg.rows = 0; }},
       {"row count", [](auto& in) { in.msg.rows = 3; }},
       {"huge row count", [](auto& in) { in.msg.rows = 0xFFFFFFFF; }},
@@ -127,9 +128,9 @@ TEST(ExpertService, RefusesQuestionsThatDoNotFitTheModel) {
   for (const auto& [name, spoil] : cases) {
     auto bad = good;
     spoil(bad);
-    EXPECT_FALSE(is_sound(bad, shape)) << name;
+    EXPECT_FALSE(is_sound(bad, shape, {1, 2})) << name;
   }
 }
 
 }  // namespace
-}  // namespace decode
+}  // namespace experts

@@ -8,7 +8,7 @@
 #include "base/ids.h"
 #include "model/engine.h"
 
-namespace decode {
+namespace experts {
 
 using base::NodeId;
 
@@ -33,4 +33,4 @@ std::vector<uint32_t> routed_slots(const model::Pass& pass, const model::Shape& 
 std::vector<ExpertGroup> group_by_owner(std::span<const uint32_t> slots, const model::Pass& pass,
                                         const model::Shape& shape, std::span<const NodeId> ranks);
 
-}  // namespace decode
+}  // namespace experts

@@ -1,8 +1,8 @@
-#include "decode_node/expert_groups.h"
+#include "experts/expert_groups.h"
 
 #include "base/check.h"
 
-namespace decode {
+namespace experts {
 
 uint32_t owner_of(uint32_t expert, uint32_t experts, uint32_t ranks) {
   return static_cast<uint32_t>(static_cast<uint64_t>(expert) * ranks / experts);
@@ -44,4 +44,4 @@ std::vector<ExpertGroup> group_by_owner(std::span<const uint32_t> slots, const m
   return groups;
 }
 
-}  // namespace decode
+}  // namespace experts

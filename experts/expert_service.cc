@@ -1,19 +1,20 @@
-#include "decode_node/expert_service.h"
+#include "experts/expert_service.h"
 
 #include <algorithm>
 #include <limits>
 #include <vector>
 
-#include "decode_node/expert_exchange.h"
 #include "model/integrity.h"
 #include "node/process.h"
 
-namespace decode {
+namespace experts {
 
-bool is_sound(const actor::Incoming<proto::ExpertIn>& in, const model::Shape& shape) {
+bool is_sound(const actor::Incoming<proto::ExpertIn>& in, const model::Shape& shape,
+              model::LayerRange layers) {
   const proto::ExpertIn& m = in.msg;
   const size_t pairs = m.pair_rows.size();
-  if (m.layer >= shape.layers || m.rows == 0 || m.rows > std::numeric_limits<uint16_t>::max()) {
+  if (m.layer < layers.begin || m.layer >= layers.end || m.rows == 0 ||
+      m.rows > std::numeric_limits<uint16_t>::max()) {
     return false;
   }
   if (pairs == 0 || pairs != m.pair_experts.size()) return false;
@@ -34,7 +35,7 @@ bool can_be_trusted(actor::Context& ctx, const model::Engine& engine) {
   return false;
 }
 
-void ExpertService::answer(actor::Context& ctx, model::Engine* engine,
+void ExpertService::answer(actor::Context& ctx, model::Engine* engine, model::LayerRange layers,
                            const actor::Incoming<proto::ExpertIn>& in) {
   if (in.call == 0) return;
   proto::ExpertOut refusal;
@@ -44,7 +45,7 @@ void ExpertService::answer(actor::Context& ctx, model::Engine* engine,
     return;
   } else if (jobs_.size() >= kJobsMost) {
     refusal.outcome = proto::Outcome::kNoRoom;
-  } else if (!is_sound(in, engine->shape())) {
+  } else if (!is_sound(in, engine->shape(), layers)) {
     refusal.outcome = proto::Outcome::kCorrupt;
     ++counters_.corrupt;
   } else {
@@ -74,4 +75,4 @@ base::Task<void> ExpertService::run(actor::Context& ctx, model::Engine& engine,
   ctx.reply(in, reply, std::move(blobs));
 }
 
-}  // namespace decode
+}  // namespace experts

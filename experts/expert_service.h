@@ -5,20 +5,20 @@
 #include <utility>
 
 #include "actor/context.h"
-#include "decode_node/counters.h"
+#include "experts/expert_dispatch.h"
 #include "model/engine.h"
 #include "proto/experts.h"
 
-namespace decode {
+namespace experts {
 
 class ExpertService {
  public:
   static constexpr size_t kJobsMost = 256;  // at once; further questions are answered kNoRoom
 
-  explicit ExpertService(Counters& counters) : counters_(counters) {}
+  explicit ExpertService(ExpertCounters& counters) : counters_(counters) {}
 
-  // `engine` is null while the model loads: the question is answered kUnknown.
-  void answer(actor::Context& ctx, model::Engine* engine,
+  // `engine` has `layers`; it is null while the model loads: the question is answered kUnknown.
+  void answer(actor::Context& ctx, model::Engine* engine, model::LayerRange layers,
               const actor::Incoming<proto::ExpertIn>& in);
   uint32_t computing() const { return static_cast<uint32_t>(jobs_.size()); }
 
@@ -27,7 +27,7 @@ class ExpertService {
   base::Task<void> run(actor::Context& ctx, model::Engine& engine,
                        actor::Incoming<proto::ExpertIn> in);
 
-  Counters& counters_;
+  ExpertCounters& counters_;
   std::set<Job> jobs_;
 };
 
@@ -35,7 +35,8 @@ class ExpertService {
 // computed since it was asked last may leave.
 bool can_be_trusted(actor::Context& ctx, const model::Engine& engine);
 
-// Sizes and ids fit each other and the model, and the rows match their digest.
-bool is_sound(const actor::Incoming<proto::ExpertIn>& in, const model::Shape& shape);
+// Sizes and ids fit each other, the model and the layers, and the rows match their digest.
+bool is_sound(const actor::Incoming<proto::ExpertIn>& in, const model::Shape& shape,
+              model::LayerRange layers);
 
-}  // namespace decode
+}  // namespace experts
