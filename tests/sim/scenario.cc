@@ -180,7 +180,7 @@ const std::vector<Script>& scripts() {
        .duplicate = 0.02,
        .reorder = 0.02,
        .faults = stage_and_rank_apart,
-       .patience = seconds(10),
+       .patience = seconds(15),
        .limit = seconds(300),
        .stores = 2},
       {"cancels", "lossy, and half of the clients leave", 0.10, 0.05, 0.05, no_faults, false, true,
