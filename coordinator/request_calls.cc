@@ -62,7 +62,7 @@ Task<void> RequestRun::ask_store(RunServices& services, NodeId store, proto::Loo
   // lookup may find and lease what the first one did not, and the store refuses lookups after their
   // release.
   RequestRun* run = waiting_run(services, id, attempt);
-  if (run == nullptr) co_return;
+  if (run == nullptr || !run->attempt_.plan) co_return;
   if (answer) {
     run->attempt_.plan->answered(store, answer->msg);
   } else {

@@ -118,9 +118,8 @@ void RequestRun::ask_stores(uint32_t blocks) {
   const std::vector<size_t> copies = services_.copies(facts.keys);
   attempt_.plan.emplace(facts, services_.stores(), copies);
   const uint64_t lease_ms = std::min(deadline_ms(), static_cast<uint64_t>(kLeaseMost.count()));
-  const auto questions = attempt_.plan->questions();  // an answer may come before the last is asked
-  for (const auto& [store, question] : questions) {
-    proto::LookupPrefix message = question;
+  StorePlan::Questions questions = attempt_.plan->take_questions();
+  for (auto& [store, message] : questions) {
     message.request = id_;
     message.attempt = attempt_.number;
     message.lease_ms = static_cast<uint32_t>(lease_ms);
@@ -168,6 +167,7 @@ Task<void> RequestRun::start_prefill() {
     message.sources = attempt_.plan->sources(attempt_.cached_blocks);
     message.copy_to = attempt_.plan->copy_to(attempt_.cached_blocks);
   }
+  attempt_.plan.reset();
   message.deadline_ms = deadline_ms();
   attempt_.prefill_asked = true;
   attempt_.starts_open = static_cast<uint32_t>(message.stages.size());

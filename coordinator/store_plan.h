@@ -28,7 +28,9 @@ class StorePlan {
   StorePlan(const Facts& facts, const node::StoreSites& stores, std::span<const size_t> copies);
 
   // What to ask each store, request and lease left to fill in. Ascending by node.
-  const std::map<NodeId, proto::LookupPrefix>& questions() const { return questions_; }
+  using Questions = std::map<NodeId, proto::LookupPrefix>;
+  const Questions& questions() const { return questions_; }
+  Questions take_questions() { return std::move(questions_); }  // they hold all the tokens
   // Each store answers once; a store that is silent or gone has nothing. Strangers are not heard.
   void answered(NodeId store, const proto::PrefixFound& found) { close(store, &found); }
   void silent(NodeId store) { close(store, nullptr); }
@@ -57,7 +59,7 @@ class StorePlan {
 
   uint64_t turn_ = 0;
   std::vector<Group> groups_;
-  std::map<NodeId, proto::LookupPrefix> questions_;
+  Questions questions_;
   // Of each question's runs: the groups it is made of, which follow each other.
   std::map<NodeId, std::vector<std::pair<size_t, size_t>>> runs_;  // first group, groups
   size_t open_ = 0;

@@ -190,7 +190,7 @@ const std::vector<Script>& scripts() {
        .duplicate = 0.02,
        .reorder = 0.02,
        .faults = stage_and_rank_apart,
-       .patience = seconds(10),
+       .patience = seconds(15),
        .limit = seconds(300),
        .stores = 2},
       {.name = "sequence",
