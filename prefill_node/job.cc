@@ -150,10 +150,10 @@ Task<bool> Job::gather(uint32_t layer, uint32_t part) {
   const uint32_t count = pass_end_ - pass_begin_;
   exchange_->offer(step, count);
   const bool waits = !exchange_->complete(step);
-  if (waits) facts_.owner.pass_waits(true);
+  if (waits) facts_.owner.job_waits(true);
   Task<bool> others = exchange_->collect(step, count);
   const bool all = co_await std::move(others);
-  if (waits) facts_.owner.pass_waits(false);
+  if (waits) facts_.owner.job_waits(false);
   co_return all;
 }
 
@@ -251,6 +251,12 @@ bool Job::conclude() {
 std::vector<base::NodeId> Job::ranks_of_stage() const {
   const auto first = start_.stages.begin() + stage_ * ranks_;
   return {first, first + ranks_};
+}
+
+// A pass that waits for other ranks comes back in a turn of its own.
+void Job::end() {
+  over_ = true;
+  if (exchange_) exchange_->interrupt();
 }
 
 bool Job::involves(base::NodeId node) const {
