@@ -163,10 +163,10 @@ Task<bool> Job::gather(uint32_t layer, uint32_t part) {
   const uint32_t count = pass_end_ - pass_begin_;
   exchange_->offer(step, count);
   const bool waits = !exchange_->complete(step);
-  if (waits) facts_.owner.pass_waits(true);
+  if (waits) facts_.owner.job_waits(true);
   Task<bool> others = exchange_->collect(step, count);
   const bool all = co_await std::move(others);
-  if (waits) facts_.owner.pass_waits(false);
+  if (waits) facts_.owner.job_waits(false);
   co_return all;
 }
 
@@ -178,14 +178,14 @@ proto::Outcome Job::accept(const proto::SequenceKv& message, base::NodeId from,
 
 Task<void> Job::await_kv(uint32_t layer) {
   const base::Time begun = facts_.ctx.now();
-  facts_.owner.pass_waits(true);
+  facts_.owner.job_waits(true);
   while (!has_kv(layer)) {
     base::Slot<bool> slot;
     waiting_ = &slot;
     waiting_layer_ = layer;
     co_await slot;
   }
-  facts_.owner.pass_waits(false);
+  facts_.owner.job_waits(false);
   facts_.loaded.wait_seconds += base::seconds(facts_.ctx.now() - begun);
 }
 
@@ -203,11 +203,6 @@ Task<void> Job::resume_pass() {
 void Job::moved() {
   wake_pass();
   facts_.owner.job_moved(*this);
-}
-
-void Job::end() {
-  over_ = true;
-  wake_pass();
 }
 
 void Job::layer_done(uint32_t layer) {
@@ -299,6 +294,13 @@ bool Job::conclude() {
 std::vector<base::NodeId> Job::ranks_of_stage() const {
   const auto first = start_.stages.begin() + stage_ * ranks_;
   return {first, first + ranks_};
+}
+
+// A pass that waits for other ranks comes back in a turn of its own.
+void Job::end() {
+  over_ = true;
+  wake_pass();
+  if (exchange_) exchange_->interrupt();
 }
 
 bool Job::involves(base::NodeId node) const {

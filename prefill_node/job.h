@@ -24,7 +24,7 @@ class JobOwner {
   virtual ~JobOwner() = default;
   virtual void job_moved(Job& job) = 0;
   // Its pass waits for other ranks or for cached KV, or goes on; meanwhile others may compute.
-  virtual void pass_waits(bool waits) = 0;
+  virtual void job_waits(bool waits) = 0;
   virtual void job_stale(Job& job) = 0;
   virtual void job_failed(Job& job, base::Error error, bool without_cache, base::NodeId blamed) = 0;
 };
@@ -95,10 +95,6 @@ class Job final : private Party {
   bool conclude();
   // Nothing is wanted any more; what waits ends without effect.
   void end();
-  // After end(): a pass that waits for other ranks comes back, in a turn of its own.
-  void interrupt() {
-    if (exchange_) exchange_->interrupt();
-  }
 
   const JobKey& key() const { return key_; }
   bool over() const override { return over_; }

@@ -391,7 +391,7 @@ void PrefillActor::job_moved(Job& job) {
 
 // A pass that waits gives up its slot: with one slot and two requests the ranks of a stage could
 // else each wait for the one that the other does not compute. It may overdraw them when it goes on.
-void PrefillActor::pass_waits(bool waits) {
+void PrefillActor::job_waits(bool waits) {
   if (waits) {
     --passes_;
     pump();
@@ -445,7 +445,6 @@ void PrefillActor::remove(Job& job) {
   CHECK(!node.empty(), "a job ends twice");
   if (job.computing()) {
     leaving_.push_back(std::move(node.mapped()));
-    job.interrupt();
   } else {
     release(std::move(node.mapped()));
   }

@@ -102,7 +102,7 @@ class PrefillActor final : public actor::Actor,
   void fill(proto::Heartbeat& beat) override;
   // JobOwner
   void job_moved(Job& job) override;
-  void pass_waits(bool waits) override;
+  void job_waits(bool waits) override;
   void job_stale(Job& job) override;
   void job_failed(Job& job, base::Error error, bool without_cache, base::NodeId blamed) override;
 

@@ -51,7 +51,7 @@ def killed_while(cluster, name, bodies, moment):
     if name.startswith("decode"):
         require(cluster.status()["counters"]["failovers_total"] > 0, "the death cost no attempt: nothing was tested")
     wait_for(f"{name} is started again and all are ready",
-             lambda: cluster.all_ready() and cluster.node(name)["pid"] != pid, 30)
+             lambda: cluster.all_ready() and (cluster.node(name) or {"pid": pid})["pid"] != pid, 30)
     cluster.settle(10)
 
 
@@ -75,12 +75,12 @@ def new_requests_after_kill(cluster, name):
     streams = run_all([Stream(dict(body, cache_salt="after " + name, max_tokens=20)) for body in decode_bodies()],
                       cluster.http_port)
     require(not complaints(streams), "; ".join(complaints(streams)[:3]))
-    wait_for("all ready again", lambda: cluster.all_ready() and cluster.node(name)["pid"] != pid, 30)
+    wait_for("all ready again", lambda: cluster.all_ready() and (cluster.node(name) or {"pid": pid})["pid"] != pid, 30)
 
 
-def with_cluster(test, *arguments):
+def with_cluster(test, *arguments, **shape):
     def run(folder):
-        with Cluster(folder) as cluster:
+        with Cluster(folder, **shape) as cluster:
             test(cluster, *arguments)
     return run
 
@@ -94,6 +94,8 @@ def main():
               folder)
     for name in ("prefill-0", "prefill-1", "kvstore-0"):
         run.check(f"{name}_killed_during_prefill", with_cluster(kill_prefill, name), folder)
+    run.check("rank_of_a_stage_killed_during_prefill",
+              with_cluster(kill_prefill, "prefill-1", settings={"prefill": {"sequence_parallel": 2}}), folder)
     for name in ("prefill-1", "decode-0", "kvstore-0"):
         run.check(f"requests_after_the_death_of_{name}_wait", with_cluster(new_requests_after_kill, name), folder)
     run.end()

@@ -83,7 +83,7 @@ def main():
     run.check("two_stages_two_ranks_cold_and_warm", cold_and_warm, folder, results, "2x2", True)
     run.check("one_stage_one_rank_cold_and_warm",
               lambda: cold_and_warm(folder, results, "1x1 chunk 16", False, stages=1, ranks=1, chunk=16))
-    sequence = {"prefill": {"sequence_parallel": 2}}
+    sequence = {"prefill": {"sequence_parallel": 2, "share_experts": True}}
     run.check("two_stages_of_two_ranks_that_share_the_sequence",
               lambda: cold_and_warm(folder, results, "2x2 sp 2", False, chunk=64, settings=sequence))
     run.check("twenty_prompts_have_identical_token_ids", all_equal, results)
