@@ -321,12 +321,14 @@ uint32_t RequestTable::worth_loading(uint32_t blocks, const Placement& placement
   for (const NodeId stage : placement.stages) {
     const Member* member = membership_.find(stage);
     if (member == nullptr) continue;  // the attempt ends
-    const auto [begin, end] =
-        stage_layers(membership_.options().layers, membership_.options().stages, member->position);
+    const MembershipOptions& positions = membership_.options();
+    const model::LayerRange layers =
+        positions.stage_layers[member->position / positions.sequence_ranks];
     LoadCosts& of_stage = costs.emplace_back();
-    of_stage.bytes_of_token = uint64_t{end - begin} * options_.kv_row_bytes;
+    of_stage.bytes_of_token = uint64_t{layers.count()} * options_.kv_row_bytes;
     of_stage.load_rate = member->beat.load_rate;
-    of_stage.prefill_rate = member->beat.prefill_rate;
+    // A rank's own tokens; the ranks of a stage share a chunk evenly.
+    of_stage.prefill_rate = member->beat.prefill_rate * placement.sequence_ranks;
   }
   return coordinator::worth_loading(blocks, costs);
 }

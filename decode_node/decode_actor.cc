@@ -92,7 +92,7 @@ Task<void> DecodeActor::scrub(Context& ctx) {
     };
     Task<void> run = ctx.offload(std::move(job), cost_of_rows(0));
     co_await std::move(run);
-    if (!can_be_trusted(ctx, *engine_)) co_return;
+    if (!experts::can_be_trusted(ctx, *engine_)) co_return;
   }
 }
 

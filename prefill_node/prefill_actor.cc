@@ -102,7 +102,7 @@ Task<void> PrefillActor::scrub(Context& ctx, uint64_t of) {
     Task<void> run = ctx.offload(std::move(job), cost_of_rows(0));
     co_await std::move(run);
     scrubbing_ = false;
-    if (!can_be_trusted(ctx, *engine_)) co_return;
+    if (!experts::can_be_trusted(ctx, *engine_)) co_return;
   }
 }
 
@@ -370,12 +370,12 @@ Task<void> PrefillActor::compute(Context& ctx, Job& job) {
   Task<bool> pass = model::forward(*engine_, layers_, job.pass(), site);
   const bool whole = co_await std::move(pass);
   if (whole) prefill_rate_.add(job.pass().rows(), site.seconds(), ctx.now());
-  if (!can_be_trusted(ctx, *engine_) && !job.over()) remove(job);
+  if (!experts::can_be_trusted(ctx, *engine_) && !job.over()) remove(job);
   if (!whole || job.over() || !job.samples() || !job.at_last_token()) co_return;
   std::function<void()> draw = [this, &job] { job.sample(*engine_); };
   Task<void> run = ctx.offload(std::move(draw), cost_of_rows(1));
   co_await std::move(run);
-  if (!can_be_trusted(ctx, *engine_) && !job.over()) remove(job);
+  if (!experts::can_be_trusted(ctx, *engine_) && !job.over()) remove(job);
 }
 
 // ------------------------------------------------------------------------------- ends of a job

@@ -4,8 +4,7 @@
 
 #include <algorithm>
 
-#include "model/integrity.h"
-#include "node/process.h"
+#include "experts/expert_service.h"
 
 namespace prefill {
 
@@ -32,7 +31,7 @@ Task<bool> StageSite::run_experts(uint32_t layer, model::Pass& pass) {
 
 // KV that is not a number, or comes from arithmetic caught in a fault, stays here.
 bool StageSite::sound(model::Pass& pass) {
-  if (job_.over() || !can_be_trusted(ctx_, engine_)) return false;
+  if (job_.over() || !experts::can_be_trusted(ctx_, engine_)) return false;
   const auto faulty = std::ranges::find_if(pass.faulty, [](uint32_t at) { return at != 0; });
   if (faulty == pass.faulty.end()) return true;
   job_.numerical_error(fmt::format("the hidden row of layer {} is not finite", *faulty - 1));
@@ -48,13 +47,6 @@ Task<bool> StageSite::gather(uint32_t layer, uint32_t j, model::Pass& pass) {
   Task<bool> others = job_.gather(layer, j);
   const bool all = co_await std::move(others);
   co_return all;
-}
-
-bool can_be_trusted(Context& ctx, const model::Engine& engine) {
-  const model::Integrity* integrity = engine.integrity();
-  if (integrity == nullptr || !integrity->broken()) return true;
-  node::quarantine(ctx, integrity->reason());
-  return false;
 }
 
 }  // namespace prefill

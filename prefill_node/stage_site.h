@@ -12,10 +12,6 @@ inline actor::Cost cost_of_rows(uint32_t rows) {
   return {std::chrono::microseconds(20 + 2 * uint64_t{rows})};
 }
 
-// False, and this process ends, when the engine has caught its arithmetic in a fault: nothing it
-// computed since it was asked last may leave.
-bool can_be_trusted(Context& ctx, const model::Engine& engine);
-
 class StageSite final : public model::Site {
  public:
   // `dispatch`: null where every rank runs all experts of its rows.
