@@ -34,11 +34,6 @@ def calm_tokens(folder, calm=[]):
     return calm[0]
 
 
-def restarted(cluster, name, former_pid):
-    node = cluster.node(name)
-    return cluster.all_ready() and node is not None and node["pid"] != former_pid
-
-
 def weight_flips_in(node, after):
     def run(folder):
         want = calm_tokens(folder)
@@ -47,7 +42,7 @@ def weight_flips_in(node, after):
             got = tokens_of(cluster)
             require("node.quarantined" in cluster.log(node), "the flip was not found")
             require(got == want, "tokens differ from those of the undisturbed run")
-            wait_for("it is started afresh", lambda: restarted(cluster, node, pid), 30)
+            wait_for("it is started afresh", lambda: cluster.started_again(node, pid), 30)
             cluster.settle(10)
     return run
 
@@ -60,7 +55,7 @@ def low_flip_is_found_by_the_scrub(node, after):
             pid = cluster.node(node)["pid"]
             tokens_of(cluster)  # too small a flip for the checksums
             wait_for("the scrub finds it", lambda: "found by a scrub" in cluster.log(node), 15)
-            wait_for("it is started afresh", lambda: restarted(cluster, node, pid), 30)
+            wait_for("it is started afresh", lambda: cluster.started_again(node, pid), 30)
         with Cluster(folder, settings={"numerics": {"scrub": "300ms"}}) as cluster:
             require(tokens_of(cluster) == want, "tokens differ from those of the undisturbed run")
             require("node.quarantined" not in cluster.log(node), "the scrub took sound weights for bad ones")

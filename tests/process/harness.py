@@ -196,6 +196,15 @@ class Cluster:
         ready = [node for node in status["nodes"] if node["state"] == "ready"]
         return status["ready"] and len(ready) == self.node_count
 
+    def started_again(self, name, former_pid):
+        """All are ready, and `name` is another process than before. A coordinator that is dying (its port listens
+        until the kernel has swept the killed process away) or not up yet says no."""
+        try:
+            node = self.node(name)
+            return node is not None and node["pid"] not in (0, former_pid) and self.all_ready()
+        except (OSError, http.client.HTTPException):
+            return False
+
     def settle(self, seconds):
         """Waits until no request is left and every node has said since then that it holds nothing: no sequence, no
         KV block, no lease. The store's own blocks are its cache and stay."""

@@ -51,7 +51,7 @@ def killed_while(cluster, name, bodies, moment):
     if name.startswith("decode"):
         require(cluster.status()["counters"]["failovers_total"] > 0, "the death cost no attempt: nothing was tested")
     wait_for(f"{name} is started again and all are ready",
-             lambda: cluster.all_ready() and (cluster.node(name) or {"pid": pid})["pid"] != pid, 30)
+             lambda: cluster.started_again(name, pid), 30)
     cluster.settle(10)
 
 
@@ -75,7 +75,7 @@ def new_requests_after_kill(cluster, name):
     streams = run_all([Stream(dict(body, cache_salt="after " + name, max_tokens=20)) for body in decode_bodies()],
                       cluster.http_port)
     require(not complaints(streams), "; ".join(complaints(streams)[:3]))
-    wait_for("all ready again", lambda: cluster.all_ready() and (cluster.node(name) or {"pid": pid})["pid"] != pid, 30)
+    wait_for("all ready again", lambda: cluster.started_again(name, pid), 30)
 
 
 def with_cluster(test, *arguments, **shape):

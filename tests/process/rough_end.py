@@ -105,7 +105,7 @@ def coordinator_killed(folder):
     with Cluster(folder) as cluster:
         pid = cluster.node("coordinator")["pid"]
         under_load(cluster, lambda: os.kill(pid, signal.SIGKILL))
-        wait_for("the cluster is whole again", lambda: listens(cluster.http_port) and cluster.all_ready(), 30)
+        wait_for("the cluster is whole again", lambda: cluster.started_again("coordinator", pid), 30)
         cluster.settle(10)
         require(cluster.post("/v1/completions", {"prompt": "a", "max_tokens": 4})["choices"], "no answer")
 

@@ -114,7 +114,7 @@ def stores_die(folder):
         part = all_cached(cluster, "a", want)
         print(f"{whole} tokens cached with two stores, {part} right after the death of one")
         require(0 < part < whole, f"{part} of {whole} cached after the death of one store")
-        wait_for("all ready again", lambda: cluster.all_ready() and cluster.node("kvstore-1")["pid"] != pid, 30)
+        wait_for("all ready again", lambda: cluster.started_again("kvstore-1", pid), 30)
         settled(cluster)
         require(all_cached(cluster, "a", want) == whole, "the hit rate did not recover")
         pids = [cluster.node(f"kvstore-{i}")["pid"] for i in (0, 1)]
@@ -122,8 +122,7 @@ def stores_die(folder):
             os.kill(each, signal.SIGKILL)
         empty = all_cached(cluster, "a", want)
         require(empty < whole, f"{empty} cached in stores that died")
-        wait_for("all ready again", lambda: cluster.all_ready() and not set(pids) & {
-            cluster.node(f"kvstore-{i}")["pid"] for i in (0, 1)}, 30)
+        wait_for("all ready again", lambda: all(cluster.started_again(f"kvstore-{i}", pids[i]) for i in (0, 1)), 30)
         all_cached(cluster, "a", want)
         settled(cluster)
         require(all_cached(cluster, "a", want) == whole, "the hit rate did not recover from nothing")
@@ -156,7 +155,7 @@ def prefill_dies(folder):
         print(f"killed after {seen['before']} tokens, {again} computed again")
         require(cluster.status()["counters"]["failovers_total"] > 0, "the death cost no attempt: nothing was tested")
         require(again <= seen["before"] / 2, f"{again} of {seen['before']} tokens were computed again")
-        wait_for("all ready again", lambda: cluster.all_ready() and cluster.node("prefill-1")["pid"] != pid, 30)
+        wait_for("all ready again", lambda: cluster.started_again("prefill-1", pid), 30)
         cluster.settle(10)
 
 
