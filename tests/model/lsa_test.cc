@@ -130,7 +130,7 @@ TEST_P(LsaShapes, BothEnginesAgreeAcrossTheBudgetInEveryChunking) {
   const LsaModel model(GetParam());
   const std::vector<TokenId> tokens = ids(210, 1);
   for (const uint32_t span : {64u, 4096u}) {
-    for (const KvType kv : {KvType::kBf16, KvType::kF32}) {
+    for (const KvType kv : {KvType::kBf16, KvType::kF32, KvType::kInt8}) {
       EngineOptions options;
       options.kv = kv;
       options.span = span;
