@@ -37,6 +37,7 @@ class SimContext final : public Context {
   // The node that listens where `node` is linked to; null when it is not linked.
   SimHost::Node* linked(NodeId node) const;
   std::vector<NodeId> links() const;
+  size_t open_calls() const { return calls_.size(); }
   void receive(Envelope&& envelope);
   void reap();
   // Destroys the coroutines; from here on nothing they or the actor do has an effect.

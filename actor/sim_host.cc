@@ -168,6 +168,11 @@ Actor* SimHost::actor(const std::string& name) { return state_->node(name).actor
 
 Context* SimHost::context(const std::string& name) { return state_->node(name).context.get(); }
 
+size_t SimHost::open_calls(const std::string& name) {
+  const Node& node = state_->node(name);
+  return node.context != nullptr ? node.context->open_calls() : 0;
+}
+
 void SimHost::kill(const std::string& name) { state_->kill(state_->node(name)); }
 
 void SimHost::restart(const std::string& name) {

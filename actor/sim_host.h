@@ -61,8 +61,9 @@ class SimHost {
   // A process of one actor. `name` is its stable name for faults; its endpoint is "sim://name".
   // `fixed`: its node id in every life (the coordinator); else each life draws its own.
   void add(const std::string& name, uint16_t actor_id, Factory factory, NodeId fixed = {});
-  Actor* actor(const std::string& name);      // null while killed
-  Context* context(const std::string& name);  // null while killed
+  Actor* actor(const std::string& name);       // null while killed
+  Context* context(const std::string& name);   // null while killed
+  size_t open_calls(const std::string& name);  // unanswered; 0 while killed
 
   // --- faults. Times are virtual. All may be called from at() closures or between runs.
   void kill(const std::string& name);     // actor and its coroutines vanish, queued input is lost

@@ -114,7 +114,7 @@ void ClusterFile::cluster_and_nodes() {
 void ClusterFile::process() {
   Section numerics = reader_.section("numerics");
   numerics.choice("mode", &c_.numerics_mode, {{"invariant", "fast"}, "kernels"});
-  numerics.choice("kv", &c_.numerics_kv, {{"bf16", "f32"}, "type of KV"});
+  numerics.choice("kv", &c_.numerics_kv, {{"bf16", "f32", "int8"}, "type of KV"});
   numerics.choice("weights", &c_.numerics_weights,
                   {{"as_stored", "bf16", "int8", "int4"}, "type of weights"});
   numerics.integer("threads", &c_.threads, {1, 256, "compute threads per process"});

@@ -43,7 +43,7 @@ struct ClusterConfig {
   uint64_t kvstore_disk_bytes = uint64_t{16} << 30;
   // [numerics]
   std::string numerics_mode = "invariant";     // or fast
-  std::string numerics_kv = "bf16";            // or f32
+  std::string numerics_kv = "bf16";            // or f32, int8
   std::string numerics_weights = "as_stored";  // or bf16, int8, int4
   uint32_t threads = 1;                        // compute threads per process
   bool hierarchical_index = false;             // of sparse attention, for very long contexts

@@ -52,6 +52,18 @@ void add_convert(CLI::App& app, cluster::ConvertCommand& options) {
       ->check(CLI::Range(2, 1000000));
 }
 
+void add_quality(CLI::App& app, cluster::QualityCommand& options) {
+  auto* quality = app.add_subcommand("quality", "What KV in bf16 and int8 costs, against f32");
+  quality->add_option("folder", options.folder, "the checkpoint")->required();
+  quality->add_option("--text", options.texts, "text files (default: the model's)");
+  quality->add_option("--positions", options.positions, "tokens, at most")
+      ->capture_default_str()
+      ->check(CLI::Range(2, 1000000));
+  quality->add_option("--window", options.window, "tokens of a sequence; each starts anew")
+      ->capture_default_str()
+      ->check(CLI::Range(2, 1000000));
+}
+
 void add_make_checkpoint(CLI::App& app, cluster::MakeCheckpointCommand& options) {
   auto* make = app.add_subcommand("make-checkpoint", "Write random weights for a config.json");
   make->add_option("config", options.config, "the config.json")->required();
@@ -104,6 +116,8 @@ int main(int argc, char** argv) {
   add_bench(app, bench);
   cluster::ConvertCommand convert;
   add_convert(app, convert);
+  cluster::QualityCommand quality;
+  add_quality(app, quality);
   cluster::MakeCheckpointCommand make;
   add_make_checkpoint(app, make);
   auto* digests =
@@ -126,6 +140,7 @@ int main(int argc, char** argv) {
   if (verify->parsed()) return cluster::verify(folder, engine);
   if (digests->parsed()) return cluster::write_digests(folder);
   if (app.got_subcommand("convert")) return cluster::convert(convert);
+  if (app.got_subcommand("quality")) return cluster::quality(quality);
   if (app.got_subcommand("make-checkpoint")) return cluster::make_checkpoint(make);
   return cluster::bench(config, bench);
 }

@@ -8,6 +8,7 @@
 #include <cstdio>
 
 #include "model/convert.h"
+#include "model/kv_layout.h"
 #include "model/make_checkpoint.h"
 #include "model/quality.h"
 #include "model/tensor_digests.h"
@@ -57,6 +58,13 @@ class Progress {
   double next_ = 1;
 };
 
+void print_head(const model::TextLogits& before, const char* source) {
+  fmt::print("\nQuality over {} positions in windows of {} tokens, against {}\n",
+             before.positions(), before.window, source);
+  fmt::print("{:<34}{:>10}{:>10}{:>10}{:>12}{:>10}{:>10}\n", "", "mean KL", "p99 KL", "max KL",
+             "same top 1", "loss src", "loss");
+}
+
 void print_quality(const char* what, const model::QualityReport& report) {
   fmt::print("{:<34}{:>10.5f}{:>10.5f}{:>10.5f}{:>10.2f} %{:>10.4f}{:>10.4f}\n", what,
              report.mean_kl, report.p99_kl, report.largest_kl, 100 * report.top1_agreement,
@@ -72,10 +80,7 @@ base::Status print_report(const ConvertCommand& command) {
   options.positions = command.positions;
   const model::TextLogits before =
       TRY(model::text_logits(source, model::WeightChoice::kAsStored, tokens, options));
-  fmt::print("\nQuality over {} positions in windows of {} tokens, against the source\n",
-             before.positions(), before.window);
-  fmt::print("{:<34}{:>10}{:>10}{:>10}{:>12}{:>10}{:>10}\n", "", "mean KL", "p99 KL", "max KL",
-             "same top 1", "loss src", "loss");
+  print_head(before, "the source");
   const struct {
     model::WeightChoice weights;
     std::string name;
@@ -89,7 +94,33 @@ base::Status print_report(const ConvertCommand& command) {
   return {};
 }
 
+base::Status print_kv_report(const QualityCommand& command) {
+  const model::Checkpoint checkpoint = TRY(model::Checkpoint::open(command.folder));
+  const std::vector<base::TokenId> tokens = TRY(model::quality_tokens(checkpoint, command.texts));
+  model::QualityOptions options;
+  options.positions = command.positions;
+  options.window = command.window;
+  options.kv = model::KvType::kF32;
+  const auto choice = model::WeightChoice::kAsStored;
+  const model::TextLogits exact = TRY(model::text_logits(checkpoint, choice, tokens, options));
+  print_head(exact, "KV in f32");
+  for (const model::KvType kv : {model::KvType::kBf16, model::KvType::kInt8}) {
+    options.kv = kv;
+    const model::TextLogits rounded = TRY(model::text_logits(checkpoint, choice, tokens, options));
+    const model::KvLayout layout(checkpoint.config(), kv);
+    const std::string what =
+        fmt::format("{} KV, {} B a token and layer", model::name_of(kv), layout.row_bytes());
+    print_quality(what.c_str(), model::compare_quality(exact, rounded, tokens));
+  }
+  return {};
+}
+
 }  // namespace
+
+int quality(const QualityCommand& command) {
+  const base::Status printed = print_kv_report(command);
+  return printed ? 0 : complain(printed.error());
+}
 
 int convert(const ConvertCommand& command) {
   model::ConvertOptions options;

@@ -1,4 +1,4 @@
-// The subcommands of `serval` that make checkpoints; each returns its exit code.
+// The subcommands of `serval` that make checkpoints or measure them; each returns its exit code.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -16,6 +16,14 @@ struct ConvertCommand {
 };
 // Prints what was written and, when asked, how the converted model's logits differ.
 int convert(const ConvertCommand& command);
+
+struct QualityCommand {
+  std::string folder;
+  std::vector<std::string> texts;  // none: the checkpoint's own
+  uint32_t positions = 4096, window = 256;
+};
+// Prints what KV in bf16 and in int8 changes in the logits, against KV in f32.
+int quality(const QualityCommand& command);
 
 struct MakeCheckpointCommand {
   std::string config, out;

@@ -4,9 +4,11 @@
 
 #include <cerrno>
 #include <cstring>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <set>
+#include <string>
 #include <utility>
 
 #include "base/check.h"
@@ -24,7 +26,18 @@ void* map(uint64_t bytes) {
                 -1, 0);
 }
 
+std::string system_setting() {
+  std::ifstream file("/sys/kernel/mm/transparent_hugepage/enabled");
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
 }  // namespace
+
+bool Arena::gives_huge_pages(std::string_view enabled) {
+  return enabled.find("[always]") != enabled.npos || enabled.find("[madvise]") != enabled.npos;
+}
 
 // The mapping and its free runs. Offsets are from the first huge page boundary inside the mapping.
 class Arena::Memory {
@@ -35,7 +48,9 @@ class Arena::Memory {
           std::strerror(errno));
     const auto address = reinterpret_cast<uintptr_t>(base_);
     first_ = static_cast<std::byte*>(base_) + (whole_pages(address) - address);
-    ::madvise(first_, whole_pages(bytes), MADV_HUGEPAGE);  // a hint; without it it works too
+    // A hint; without it it works too. Kernels that never give any accept it as well.
+    huge_pages_ = ::madvise(first_, whole_pages(bytes), MADV_HUGEPAGE) == 0 &&
+                  gives_huge_pages(system_setting());
     if (capacity_ > 0) add(0, capacity_);
   }
   ~Memory() { ::munmap(base_, mapped_); }
@@ -74,6 +89,7 @@ class Arena::Memory {
   uint64_t capacity() const { return capacity_; }
   uint64_t used() const { return used_; }
   size_t free_runs() const { return by_offset_.size(); }
+  bool huge_pages() const { return huge_pages_; }
 
  private:
   void add(uint64_t offset, uint64_t size) {
@@ -91,6 +107,7 @@ class Arena::Memory {
   std::map<uint64_t, uint64_t> by_offset_;           // free runs: offset, size
   std::set<std::pair<uint64_t, uint64_t>> by_size_;  // the same: size, offset
   uint64_t used_ = 0;
+  bool huge_pages_ = false;
 };
 
 // Owned by the Blobs of one entry.
@@ -138,5 +155,6 @@ std::optional<base::Blob> Arena::keep(base::ByteView bytes) {
 uint64_t Arena::capacity() const { return memory_->capacity(); }
 uint64_t Arena::used() const { return memory_->used(); }
 size_t Arena::free_runs() const { return memory_->free_runs(); }
+bool Arena::huge_pages() const { return memory_->huge_pages(); }
 
 }  // namespace kvstore

@@ -6,6 +6,7 @@
 // Single threaded, its Blobs included; the Blobs may outlive the Arena.
 #pragma once
 #include <optional>
+#include <string_view>
 
 #include "base/bytes.h"
 #include "base/result.h"
@@ -28,6 +29,11 @@ class Arena {
   uint64_t capacity() const;
   uint64_t used() const;  // by Blobs that live, rounded
   size_t free_runs() const;
+  // Whether the kernel gives this memory huge pages as it is touched.
+  bool huge_pages() const;
+  // The same of a kernel with this /sys/kernel/mm/transparent_hugepage/enabled, such as "always
+  // [madvise] never".
+  static bool gives_huge_pages(std::string_view enabled);
 
  private:
   class Memory;

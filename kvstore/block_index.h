@@ -116,6 +116,7 @@ class BlockIndex {
   size_t disk_blocks() const { return disk_blocks_; }
   size_t leases() const { return leases_.size(); }
   const IndexLimits& limits() const { return limits_; }
+  bool huge_pages() const { return arena_.huge_pages(); }
   const IndexCounters& counters() const { return counters_; }
 
  private:

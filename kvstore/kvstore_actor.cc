@@ -32,6 +32,8 @@ KvstoreActor::KvstoreActor(node::Identity identity, const IndexLimits& limits,
 
 void KvstoreActor::start(Context& ctx) {
   membership_.start(ctx);
+  ctx.log(base::Level::kInfo, "kvstore.ram",
+          {{"bytes", index_.limits().bytes}, {"huge_pages", index_.huge_pages()}});
   ctx.spawn(sweep(ctx));
   if (!disk_.present()) return loaded(ctx);
   ctx.spawn(load(ctx));
@@ -173,6 +175,7 @@ void KvstoreActor::fill(proto::Heartbeat& beat) {
   add("kvstore_blocks", index_.blocks());
   add("kvstore_bytes", index_.bytes());
   add("kvstore_bytes_limit", index_.limits().bytes);
+  add("kvstore_huge_pages", index_.huge_pages());
   add("kvstore_leases", index_.leases());
   add("kvstore_hits_total", counters.hits);
   add("kvstore_misses_total", counters.misses);

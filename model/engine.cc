@@ -42,7 +42,9 @@ void RoutedPairs::take(const Pass& pass, const Shape& shape) {
 
 EngineOptions engine_options(const base::ClusterConfig& config) {
   EngineOptions options;
-  options.kv = config.numerics_kv == "f32" ? KvType::kF32 : KvType::kBf16;
+  options.kv = config.numerics_kv == "f32"    ? KvType::kF32
+               : config.numerics_kv == "int8" ? KvType::kInt8
+                                              : KvType::kBf16;
   options.mode = config.numerics_mode == "fast" ? NumericsMode::kFast : NumericsMode::kInvariant;
   const std::string& weights = config.numerics_weights;
   options.weights = weights == "bf16"   ? WeightChoice::kBf16

@@ -194,7 +194,11 @@ struct RoutedPairs {
 // NaN or infinity in logits: never sampled. True if all are finite.
 bool all_finite(std::span<const float> values);
 
-enum class KvType : uint8_t { kBf16, kF32 };
+enum class KvType : uint8_t {
+  kBf16,
+  kF32,
+  kInt8  // the latent: codes with a scale a row and attention; rope and index keys stay bf16
+};
 
 // What weights become when they are loaded. Router, norms, embeddings, the indexer and kv_b stay as
 // stored (widened) whatever is asked for.

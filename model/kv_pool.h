@@ -1,6 +1,6 @@
 // KvPool: the KV memory of one node. Blocks of 64 tokens; a block has one entry per layer it is
 // kept for; an entry is 64 rows; a row is all that one token leaves in one layer:   [attention 0:
-// latent | rope key][attention 1: latent | rope key][index key] in the wire dtype (bf16 or f32).
+// latent | rope key][attention 1: latent | rope key][index key] in the wire type (kv_layout.h).
 // Rows are what travels between nodes and into the store. Ownership: allocate() gives blocks to one
 // sequence, release() takes them back; the pool CHECKs double frees.
 #pragma once

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "model/kernels_attention.h"
+#include "model/kernels_kv.h"
 #include "model/local_attention.h"
 
 namespace model {
@@ -223,12 +224,12 @@ class LocalAttention::Worker {
         own_(buffers()),
         heads_(task.heads),
         rows_(task.count * heads_),
-        widens_(rows_ > kMostLanes || c_.kv_lora % kMostLanes != 0 || c_.latent() % 2 != 0),
+        widens_(rows_ > kMostLanes || of.kv_.type() == KvType::kInt8 ||
+                c_.kv_lora % kMostLanes != 0 || c_.latent() % 2 != 0),
         first_row_(static_cast<size_t>(task.segment->row + task.first) * c_.heads + task.head),
         s_(s) {
-    own_.walk.start(
-        {task.segment->kv, site.layer, site.j * c_.latent() * of.value_bytes(), of.span_},
-        task.chosen, task.segment->position + task.first + task.count);
+    own_.walk.start({task.segment->kv, site.layer, of.kv_.latent_at(site.j), of.span_}, task.chosen,
+                    task.segment->position + task.first + task.count);
   }
 
   void run() {
@@ -240,7 +241,7 @@ class LocalAttention::Worker {
       const uint32_t span = tile.span;
       begin_span(span);
       for (; tile.n > 0 && tile.span == span; tile = own_.walk.next()) {
-        if (widens_) widen_tile(cached(tile), own_.tile.as<float>());
+        if (widens_) widen(tile);
         for (uint32_t group = 0; group < own_.states.size(); ++group) take_tile(group, tile);
       }
       end_span(span);
@@ -250,7 +251,15 @@ class LocalAttention::Worker {
 
  private:
   CachedRows cached(const Stretch& tile) const {
-    return {tile.rows, tile.n, c_.latent(), of_.kv_ == KvType::kBf16};
+    return {tile.rows, tile.n, c_.latent(), of_.kv_.type() == KvType::kBf16};
+  }
+  void widen(const Stretch& tile) {
+    if (of_.kv_.type() != KvType::kInt8) return widen_tile(cached(tile), own_.tile.as<float>());
+    widen_codes({tile.rows, tile.n, c_.kv_lora, c_.rope, of_.kv_.rope_at()}, own_.tile.as<float>());
+  }
+  // Rows worth fetching, by their bytes.
+  CachedRows ahead(const Stretch& tile) const {
+    return {tile.ahead, tile.ahead_n, of_.kv_.part_bytes() / 2, /*bf16=*/true};
   }
   uint32_t lanes(uint32_t group) const { return lanes_for(rows_ - group * kMostLanes); }
   uint32_t members(uint32_t group) const {
@@ -309,9 +318,8 @@ class LocalAttention::Worker {
     float* scores = own_.scores.as<float>();
     GroupState& state = own_.states[group];
     const Tile values{cached(tile), widens_ ? own_.tile.as<float>() : nullptr};
-    const CachedRows ahead{tile.ahead, group == 0 ? tile.ahead_n : 0, c_.latent(),
-                           values.rows.bf16};
-    score_tile(values, most, queries(group), width, ahead, scores);
+    const CachedRows next = group == 0 ? ahead(tile) : CachedRows{};
+    score_tile(values, most, queries(group), width, next, scores);
     alignas(64) float seen[kMostLanes] = {};
     for (uint32_t lane = 0; ragged && lane < used; ++lane)
       seen[lane] = static_cast<float>(visible(first + lane, tile));
@@ -338,7 +346,7 @@ class LocalAttention::Worker {
   Buffers& own_;
   const uint32_t heads_;
   const uint32_t rows_;  // queries · heads
-  const bool widens_;    // each tile once, for several groups
+  const bool widens_;    // each tile once: for several groups, or out of codes
   const size_t first_row_;
   AttentionScratch& s_;
 };

@@ -38,7 +38,7 @@ LocalAttention::LocalAttention(const ModelConfig& config, const EngineOptions& o
                                const Compute& compute)
     : config_(config),
       compute_(compute),
-      kv_(options.kv),
+      kv_(config, options.kv),
       span_(options.span),
       index_(config.indexer ? std::optional<LocalIndex>(std::in_place, config, options, compute)
                             : std::nullopt),
@@ -54,14 +54,6 @@ void LocalAttention::for_rows(uint32_t rows, F f) const {
   compute_.threads.run((rows + kRowsATask - 1) / kRowsATask, [&](uint32_t task) {
     f(task * kRowsATask, std::min(rows, (task + 1) * kRowsATask));
   });
-}
-
-void LocalAttention::write_values(const float* values, uint32_t n, std::byte* to) const {
-  if (kv_ == KvType::kBf16) {
-    std::transform(values, values + n, reinterpret_cast<uint16_t*>(to), to_bf16);
-  } else {
-    std::copy_n(values, n, reinterpret_cast<float*>(to));
-  }
 }
 
 // Phase 1, from x: [c | kr] = W_kva x, cq = W_qa x; the indexer's key and head weights.
@@ -197,9 +189,9 @@ void LocalAttention::write_rows(const AttentionSite& site, const Pass& pass,
       // What is derived of a row comes from its index key alone.
       std::byte* to = site.indexer != nullptr ? segment.kv.write_row(site.layer, position)
                                               : segment.kv.row(site.layer, position);
-      write_values(s.kv.data() + row * latent, latent, to + site.j * latent * value_bytes());
+      kv_.store_part(to + kv_.latent_at(site.j), {s.kv.data() + row * latent, latent});
       if (site.indexer == nullptr) continue;
-      write_values(s.index_keys.data() + row * dim, dim, to + 2 * latent * value_bytes());
+      kv_.store_index_key(to + kv_.index_key_at(), {s.index_keys.data() + row * dim, dim});
     }
   }
 }

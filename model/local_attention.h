@@ -7,6 +7,7 @@
 
 #include "model/draft_sets.h"
 #include "model/engine.h"
+#include "model/kv_layout.h"
 #include "model/local_index.h"
 #include "model/multiply.h"
 #include "model/numerics.h"
@@ -114,12 +115,9 @@ class LocalAttention {
   void split_heads(std::vector<AttentionTask>& tasks) const;
   void attend_rows(const AttentionSite& site, const Pass& pass, AttentionScratch& s) const;
 
-  void write_values(const float* values, uint32_t n, std::byte* to) const;
-  size_t value_bytes() const { return kv_ == KvType::kBf16 ? 2 : 4; }
-
   const ModelConfig& config_;
   const Compute& compute_;
-  const KvType kv_;
+  const KvLayout kv_;
   const uint32_t span_;
   const std::optional<LocalIndex> index_;  // of LSA models
   const Rope rope_;

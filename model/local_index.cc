@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "model/kernels_attention.h"
+#include "model/kv_layout.h"
 
 namespace model {
 
@@ -60,9 +61,9 @@ LocalIndex::LocalIndex(const ModelConfig& config, const EngineOptions& options,
       hierarchical_(options.hierarchical),
       heads_(config.indexer->heads),
       dim_(config.indexer->head_dim),
-      bf16_(options.kv == KvType::kBf16),
+      bf16_(options.kv != KvType::kF32),
       value_bytes_(bf16_ ? 2 : 4),
-      key_at_(size_t{2} * config.latent() * value_bytes_),
+      key_at_(KvLayout(config, options.kv).index_key_at()),
       derived_bytes_((mean_bytes() + panel_bytes() + 63) / 64 * 64) {
   CHECK(dim_ <= 2 * kDotSegment, "index keys of {} values", dim_);
 }

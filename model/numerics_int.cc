@@ -16,7 +16,21 @@ int32_t code_sum(const int8_t* a, const int8_t* b, size_t n) {
   return sum;
 }
 
-// Quantises one group; the scale is the result.
+// Chains of 16 groups from 0, merged.  add(group, acc): what the chain is after `group`.
+template <class Add>
+float chain_groups(size_t groups, Add add) {
+  std::vector<float> sums;
+  for (size_t begin = 0; begin < groups; begin += kGroupsOfSegment) {
+    float acc = 0.0f;
+    const size_t end = std::min<size_t>(begin + kGroupsOfSegment, groups);
+    for (size_t g = begin; g < end; ++g) acc = add(g, acc);
+    sums.push_back(acc);
+  }
+  return merge_sums(sums);
+}
+
+}  // namespace
+
 float quantise_group(std::span<const float> x, int8_t* codes) {
   float most = 0.0f;
   bool finite = true;
@@ -35,21 +49,6 @@ float quantise_group(std::span<const float> x, int8_t* codes) {
   }
   return most / 127.0f;
 }
-
-// Chains of 16 groups from 0, merged.  add(group, acc): what the chain is after `group`.
-template <class Add>
-float chain_groups(size_t groups, Add add) {
-  std::vector<float> sums;
-  for (size_t begin = 0; begin < groups; begin += kGroupsOfSegment) {
-    float acc = 0.0f;
-    const size_t end = std::min<size_t>(begin + kGroupsOfSegment, groups);
-    for (size_t g = begin; g < end; ++g) acc = add(g, acc);
-    sums.push_back(acc);
-  }
-  return merge_sums(sums);
-}
-
-}  // namespace
 
 QuantisedActivations quantise_activations(std::span<const float> x) {
   QuantisedActivations out;

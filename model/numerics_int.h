@@ -14,6 +14,10 @@ inline constexpr uint32_t kGroupsOfSegment = 16;  // activation groups that one 
 // Magnitudes below this count as zero: 127 / amax would overflow.
 inline constexpr float kSmallestMagnitude = 0x1p-100f;
 
+// One group: x[k] ≈ codes[k] · scale, codes within ±127; the scale is the result. All codes are 0
+// with a scale of 0 where all is zero, and with one of NaN where an x is not finite.
+float quantise_group(std::span<const float> x, int8_t* codes);
+
 // One row of activations: x[k] ≈ codes[k] · scales[k / 128].
 struct QuantisedActivations {
   std::vector<int8_t> codes;  // [inputs], within ±127

@@ -124,6 +124,7 @@ Result<TextLogits> text_logits(const Checkpoint& checkpoint, WeightChoice weight
   EngineOptions engine_options;
   engine_options.weights = weights;
   engine_options.threads = options.threads;
+  engine_options.kv = options.kv;
   const auto engine = TRY(make_local_engine(checkpoint, engine_options));
   TextLogits out;
   out.vocab = engine->shape().vocab;

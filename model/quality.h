@@ -1,4 +1,5 @@
-// What quantising did to a model: its logits beside those of the source, over the same text.
+// What quantising weights or KV did to a model: its logits beside those of the source, over the
+// same text.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -15,6 +16,7 @@ struct QualityOptions {
   uint32_t window = 256;      // tokens of a sequence; each starts anew
   uint32_t positions = 4096;  // at most; fewer where their logits would need over 1 GiB
   uint32_t threads = 1;
+  KvType kv = KvType::kBf16;
 };
 
 // The text to compare on, as tokens. `files`: text through the checkpoint's tokenizer; none: its

@@ -23,16 +23,27 @@ struct KvTile {
   std::vector<float> rows;     // [positions, width]
   std::vector<float> columns;  // [width, positions]
 };
-KvTile load_tile(const KvLayout& layout, const KvView& kv, uint32_t layer, size_t offset,
-                 size_t width, std::span<const uint32_t> positions) {
+// load(bytes of a KV row, values): one part of it.
+template <class Load>
+KvTile load_tile(const KvView& kv, uint32_t layer, size_t width,
+                 std::span<const uint32_t> positions, Load load) {
   KvTile tile{width, std::vector<float>(positions.size() * width), {}};
   tile.columns.resize(tile.rows.size());
   for (size_t s = 0; s < positions.size(); ++s) {
     const std::span<float> row = row_of(tile.rows, s, width);
-    layout.load(kv.row(layer, positions[s]) + offset, row);
+    load(kv.row(layer, positions[s]), row);
     for (size_t i = 0; i < width; ++i) tile.columns[i * positions.size() + s] = row[i];
   }
   return tile;
+}
+
+KvTile load_index_keys(const AttentionContext& context, const KvView& kv, uint32_t layer,
+                       std::span<const uint32_t> positions) {
+  const KvLayout& layout = context.kv;
+  return load_tile(kv, layer, context.config.indexer->head_dim, positions,
+                   [&layout](const std::byte* row, std::span<float> values) {
+                     layout.load_index_key(row + layout.index_key_at(), values);
+                   });
 }
 
 std::vector<uint32_t> all_until(uint32_t position) {
@@ -165,13 +176,13 @@ void ReferenceAttention::write_kv(const AttentionContext& context, const Row& ro
   for (float& value : compressed) value = value * scale;
   rotate_pairs(latent.data() + c.kv_lora, c.rope / 2, row.cos.data(), row.sin.data());
   std::byte* kv_row = row.kv.write_row(layer_, row.position);
-  context.kv.store(kv_row + context.kv.latent_at(j_), latent);
+  context.kv.store_part(kv_row + context.kv.latent_at(j_), latent);
 
   if (!indexer_) return;
   std::vector<float> key = normed(indexer_->key(row.x), indexer_->key_norm, c.indexer->k_norm_eps);
   const auto rotate = c.indexer->rope_interleave ? rotate_pairs : rotate_halves;
   rotate(key.data(), c.rope / 2, row.cos.data(), row.sin.data());
-  context.kv.store(kv_row + context.kv.index_key_at(), key);
+  context.kv.store_index_key(kv_row + context.kv.index_key_at(), key);
 }
 
 ReferenceAttention::IndexQuery ReferenceAttention::index_query(const AttentionContext& context,
@@ -197,8 +208,7 @@ std::vector<float> ReferenceAttention::index_scores(const AttentionContext& cont
   std::vector<float> scores(positions.size(), 0.0f);
   for (size_t begin = 0; begin < positions.size(); begin += kTile) {
     const size_t count = std::min<size_t>(kTile, positions.size() - begin);
-    const KvTile keys = load_tile(context.kv, row.kv, layer_, context.kv.index_key_at(),
-                                  index.head_dim, positions.subspan(begin, count));
+    const KvTile keys = load_index_keys(context, row.kv, layer_, positions.subspan(begin, count));
     std::vector<float> match(count);
     for (uint32_t h = 0; h < index.heads; ++h) {
       dot_columns(row_of(query.heads, h, index.head_dim), keys.columns.data(), match);
@@ -219,8 +229,7 @@ std::vector<float> ReferenceAttention::block_scores(const AttentionContext& cont
   for (uint32_t block = 0; block < scores.size(); ++block) {
     std::vector<uint32_t> positions(kBlockTokens);
     std::iota(positions.begin(), positions.end(), block * kBlockTokens);
-    KvTile keys =
-        load_tile(context.kv, row.kv, layer_, context.kv.index_key_at(), index.head_dim, positions);
+    KvTile keys = load_index_keys(context, row.kv, layer_, positions);
     std::vector<float> mean(index.head_dim, 0.0f);
     for (size_t s = 0; s < kBlockTokens; ++s) add_to(mean, row_of(keys.rows, s, keys.width));
     for (float& m : mean) m = m * (1.0f / kBlockTokens);
@@ -330,8 +339,10 @@ std::vector<float> ReferenceAttention::attend(const AttentionContext& context, c
     while (end < positions.size() && end - begin < kTile && positions[end] / context.span == span)
       ++end;
     const std::span<const uint32_t> in_tile = std::span(positions).subspan(begin, end - begin);
-    const KvTile tile =
-        load_tile(context.kv, row.kv, layer_, context.kv.latent_at(j_), c.latent(), in_tile);
+    const KvTile tile = load_tile(row.kv, layer_, c.latent(), in_tile,
+                                  [&](const std::byte* kv_row, std::span<float> values) {
+                                    context.kv.load_part(kv_row + context.kv.latent_at(j_), values);
+                                  });
     for (uint32_t head = 0; head < c.heads; ++head) {
       std::vector<float> scores(in_tile.size());
       dot_columns(query[head], tile.columns.data(), scores);

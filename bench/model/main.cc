@@ -20,6 +20,7 @@ namespace {
 struct Options {
   std::string checkpoint, json;
   std::vector<std::string> weights = {"f32", "bf16", "int8", "int4"};
+  std::string kv = "bf16";
   std::vector<std::string> modes = {"invariant"};
   std::vector<uint32_t> batches = {1, 4, 8, 16, 32}, depths = {0, 4096, 32768};
   std::vector<uint32_t> prefills = {256, 2048}, threads = {1, 2};
@@ -35,6 +36,9 @@ const std::map<std::string, model::WeightChoice> kWeights = {
     {"bf16", model::WeightChoice::kBf16},
     {"int8", model::WeightChoice::kInt8},
     {"int4", model::WeightChoice::kInt4}};
+
+const std::map<std::string, model::KvType> kKvTypes = {
+    {"bf16", model::KvType::kBf16}, {"f32", model::KvType::kF32}, {"int8", model::KvType::kInt8}};
 
 // "b8d4096" or "p256".
 std::optional<Cell> parse_cell(const std::string& text, uint32_t steps) {
@@ -176,6 +180,7 @@ base::Status run(const Options& options) {
         for (const Cell& cell : cells_of(options)) rows.push_back({weights, mode, threads, cell});
         model::EngineOptions engine_options;
         engine_options.weights = kWeights.at(weights);
+        engine_options.kv = kKvTypes.at(options.kv);
         engine_options.threads = threads;
         engine_options.verify_products = options.verify;
         if (mode == "fast") engine_options.mode = model::NumericsMode::kFast;
@@ -208,6 +213,9 @@ int main(int argc, char** argv) {
   app.add_option("--weights", options.weights, "f32, bf16, int8, int4, as-stored")
       ->delimiter(',')
       ->check(CLI::IsMember({"f32", "bf16", "int8", "int4", "as-stored"}));
+  app.add_option("--kv", options.kv, "type of KV")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"bf16", "f32", "int8"}));
   app.add_option("--mode", options.modes, "invariant, fast (OpenBLAS)")
       ->delimiter(',')
       ->check(CLI::IsMember({"invariant", "fast"}));

@@ -51,7 +51,7 @@ disk = "/var/kv"
 disk_bytes = "2TiB"
 [numerics]
 mode = "invariant"
-kv = "f32"
+kv = "int8"
 weights = "as_stored"
 threads = 2
 [transport]
@@ -92,7 +92,7 @@ TEST(ClusterConfig, ReadsEveryKey) {
   EXPECT_EQ(config->kvstore_policy, "cost_aware");
   EXPECT_EQ(config->kvstore_disk, "/var/kv");
   EXPECT_EQ(config->kvstore_disk_bytes, 2ull << 40);
-  EXPECT_EQ(config->numerics_kv, "f32");
+  EXPECT_EQ(config->numerics_kv, "int8");
   EXPECT_EQ(config->threads, 2u);
   EXPECT_EQ(config->bind, "10.0.0.1");
   EXPECT_EQ(config->same_host, "ipc");

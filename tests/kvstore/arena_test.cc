@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <map>
 #include <memory>
+#include <string>
 
 #include "base/hash.h"
 #include "base/rng.h"
@@ -95,6 +97,24 @@ TEST(Arena, RandomUseNeverMixesBytesAndEndsInOneFreeRun) {
     EXPECT_EQ(arena.used(), 0u);
     EXPECT_EQ(arena.free_runs(), 1u);
   }
+}
+
+TEST(Arena, SaysWhetherTheKernelGivesHugePages) {
+  EXPECT_TRUE(Arena::gives_huge_pages("always [madvise] never"));
+  EXPECT_TRUE(Arena::gives_huge_pages("[always] madvise never"));
+  EXPECT_FALSE(Arena::gives_huge_pages("always madvise [never]"));
+  EXPECT_FALSE(Arena::gives_huge_pages(""));  // a kernel without them has no such file
+  std::ifstream file("/sys/kernel/mm/transparent_hugepage/enabled");
+  std::string line;
+  std::getline(file, line);
+  EXPECT_EQ(Arena(1 << 20).huge_pages(), Arena::gives_huge_pages(line));
+}
+
+TEST(Arena, BeginsAtAHugePageSoThatNoneIsCut) {
+  Arena arena(8u << 20);
+  const std::optional<base::Blob> all = arena.keep(base::Bytes(8u << 20));
+  ASSERT_TRUE(all);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(all->view().data()) % (2u << 20), 0u);
 }
 
 TEST(Arena, TooMuchIsRefusedWithASentence) {

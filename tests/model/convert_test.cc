@@ -282,6 +282,25 @@ TEST(Quality, AModelAgreesWithItselfAndQuantisingCostsLittle) {
   EXPECT_LT(kl[1], 0.1);
 }
 
+TEST(Quality, KvInInt8CostsLittleAgainstKvInF32) {
+  const Checkpoint source = opened(kBuiltIn);
+  const auto tokens = quality_tokens(source, {});
+  ASSERT_TRUE(tokens) << tokens.error().what;
+  QualityOptions options{.window = 200, .positions = 400};
+  options.kv = KvType::kF32;
+  const auto exact = text_logits(source, WeightChoice::kAsStored, *tokens, options);
+  ASSERT_TRUE(exact) << exact.error().what;
+  for (const KvType kv : {KvType::kBf16, KvType::kInt8}) {
+    options.kv = kv;
+    const auto rounded = text_logits(source, WeightChoice::kAsStored, *tokens, options);
+    ASSERT_TRUE(rounded) << rounded.error().what;
+    const QualityReport report = compare_quality(*exact, *rounded, *tokens);
+    EXPECT_GT(report.mean_kl, 0);
+    EXPECT_LT(report.mean_kl, 1e-3);
+    EXPECT_GT(report.top1_agreement, 0.98);
+  }
+}
+
 TEST(Quality, DivergenceAndLossAreThoseOfTheirDefinitions) {
   // Two positions of three tokens, p = softmax(0, 0, 0) then (1, 0, 0); q the other way round.
   const TextLogits p{3, 256, {0, 0, 0, 1, 0, 0}};

@@ -23,6 +23,7 @@ struct Case {
   const char* folder;
   WeightChoice weights;
   const char* name;
+  KvType kv = KvType::kBf16;
 };
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
@@ -57,6 +58,7 @@ class InvarianceTest : public ::testing::TestWithParam<Case> {
   std::unique_ptr<Engine> engine(uint32_t threads) const {
     EngineOptions options;
     options.weights = GetParam().weights;
+    options.kv = GetParam().kv;
     options.threads = threads;
     auto made = make_local_engine(*checkpoint_, options);
     EXPECT_TRUE(made.has_value()) << made.error().what;
@@ -145,14 +147,17 @@ TEST_P(InvarianceTest, VectorWidthChangesNoBit) {
 constexpr const char* kFlash = "tests/golden/tiny_flash";
 constexpr const char* kSparse = "tests/golden/tiny_longcat2";
 constexpr const char* kBuiltIn = "models/serval-tiny";
-INSTANTIATE_TEST_SUITE_P(Models, InvarianceTest,
-                         ::testing::Values(Case{kFlash, WeightChoice::kAsStored, "flash"},
-                                           Case{kSparse, WeightChoice::kAsStored, "sparse"},
-                                           Case{kBuiltIn, WeightChoice::kAsStored, "built_in"},
-                                           Case{kBuiltIn, WeightChoice::kF32, "built_in_f32"},
-                                           Case{kBuiltIn, WeightChoice::kInt8, "built_in_int8"},
-                                           Case{kBuiltIn, WeightChoice::kInt4, "built_in_int4"}),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(
+    Models, InvarianceTest,
+    ::testing::Values(Case{kFlash, WeightChoice::kAsStored, "flash"},
+                      Case{kSparse, WeightChoice::kAsStored, "sparse"},
+                      Case{kBuiltIn, WeightChoice::kAsStored, "built_in"},
+                      Case{kBuiltIn, WeightChoice::kF32, "built_in_f32"},
+                      Case{kBuiltIn, WeightChoice::kInt8, "built_in_int8"},
+                      Case{kBuiltIn, WeightChoice::kInt4, "built_in_int4"},
+                      Case{kSparse, WeightChoice::kAsStored, "sparse_int8_kv", KvType::kInt8},
+                      Case{kBuiltIn, WeightChoice::kAsStored, "built_in_int8_kv", KvType::kInt8}),
+    [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace
 }  // namespace model

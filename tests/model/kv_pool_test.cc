@@ -97,11 +97,11 @@ TEST(KvLayout, ARowHoldsBothAttentionsAndTheIndexKeyRoundedToTheWireType) {
   std::vector<float> values(32), back(32);
   for (size_t i = 0; i < values.size(); ++i) values[i] = 1.0f / static_cast<float>(i + 3);
   std::vector<std::byte> row(f32.row_bytes() + 1);
-  f32.store(row.data() + 1, values);  // unaligned
-  f32.load(row.data() + 1, back);
+  f32.store_part(row.data() + 1, values);  // unaligned
+  f32.load_part(row.data() + 1, back);
   EXPECT_EQ(back, values);
-  bf16.store(row.data() + 1, values);
-  bf16.load(row.data() + 1, back);
+  bf16.store_part(row.data() + 1, values);
+  bf16.load_part(row.data() + 1, back);
   for (size_t i = 0; i < values.size(); ++i)
     EXPECT_EQ(back[i], model::from_bf16(model::to_bf16(values[i])));
 

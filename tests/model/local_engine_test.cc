@@ -51,7 +51,7 @@ void expect_equal(Engine& engine, const Sequence& a, const Sequence& b) {
 }
 
 TEST_P(LocalEngineTest, EqualsTheReferenceInHiddenRowsAndKv) {
-  for (KvType kv : {KvType::kBf16, KvType::kF32}) {
+  for (KvType kv : {KvType::kBf16, KvType::kF32, KvType::kInt8}) {
     open(kv);
     const std::vector<TokenId> ids = tokens(180, 7);
     expect_equal(*local_, run_alone(*reference_, ids, 0), run_alone(*local_, ids, 0));
@@ -65,10 +65,13 @@ TEST_P(LocalEngineTest, EqualsTheReferenceAcrossSpans) {
 }
 
 TEST_P(LocalEngineTest, DoesNotDependOnChunks) {
-  open(KvType::kBf16);
-  const std::vector<TokenId> ids = tokens(200, 9);
-  const Sequence whole = run_alone(*local_, ids, 0);
-  for (uint32_t chunk : {1u, 7u, 64u}) expect_equal(*local_, whole, run_alone(*local_, ids, chunk));
+  for (KvType kv : {KvType::kBf16, KvType::kInt8}) {
+    open(kv);
+    const std::vector<TokenId> ids = tokens(200, 9);
+    const Sequence whole = run_alone(*local_, ids, 0);
+    for (uint32_t chunk : {1u, 7u, 64u})
+      expect_equal(*local_, whole, run_alone(*local_, ids, chunk));
+  }
 }
 
 TEST_P(LocalEngineTest, DoesNotDependOnTheBatch) {

@@ -130,7 +130,7 @@ TEST_P(LsaShapes, BothEnginesAgreeAcrossTheBudgetInEveryChunking) {
   const LsaModel model(GetParam());
   const std::vector<TokenId> tokens = ids(210, 1);
   for (const uint32_t span : {64u, 4096u}) {
-    for (const KvType kv : {KvType::kBf16, KvType::kF32}) {
+    for (const KvType kv : {KvType::kBf16, KvType::kF32, KvType::kInt8}) {
       EngineOptions options;
       options.kv = kv;
       options.span = span;
@@ -166,6 +166,7 @@ TEST_P(LsaShapes, BlocksBeforeTokensGiveTheSameBitsInBothEngines) {
       EngineOptions options;
       options.span = 128;
       options.hierarchical = {.on = true, .keep = keep, .from = from};
+      if (keep == 2 && from == 200) options.kv = KvType::kInt8;
       const Sequence want = run_alone(*model.reference(options), tokens, 0);
       const auto local = model.local(options);
       for (const uint32_t chunk : {1u, 7u, 64u, 0u}) {

@@ -96,7 +96,7 @@ struct DraftedSequence {
 TEST_P(Mtp, TheLocalEngineDraftsTheReferencesBitsInEveryVersion) {
   EngineOptions f32 = with_drafts(KvType::kF32), int8 = with_drafts();
   int8.weights = WeightChoice::kInt8;
-  for (const EngineOptions& options : {with_drafts(), f32, int8}) {
+  for (const EngineOptions& options : {with_drafts(), f32, int8, with_drafts(KvType::kInt8)}) {
     auto reference = loaded(make_reference_engine(*checkpoint_, options));
     auto local = loaded(make_local_engine(*checkpoint_, options));
     for (DraftIndex later :

@@ -123,6 +123,7 @@ TEST_P(SameBits, ForEveryChunkSizeDecodeIncluded) {
   };
   expect_same(KvType::kBf16, {1, 7, 64});
   expect_same(KvType::kF32, {7});
+  expect_same(KvType::kInt8, {1, 64});
 }
 
 TEST_P(SameBits, WhateverElseIsInTheBatch) {
@@ -173,11 +174,13 @@ TEST(ReferenceEngine, StagesWithPartOfTheLayersGiveTheWholeModelsBits) {
 
 TEST(ReferenceEngine, DigestsTellModelsLayoutsAndSpansApart) {
   Loaded a("tiny_flash", {}), b("tiny_lite", {}), f32("tiny_flash", options_of(KvType::kF32, 4096)),
+      int8("tiny_flash", options_of(KvType::kInt8, 4096)),
       span("tiny_flash", options_of(KvType::kBf16, 64));
   const model::Shape& shape = a.engine->shape();
   EXPECT_NE(shape.model_digest, b.engine->shape().model_digest);
   EXPECT_EQ(shape.model_digest, f32.engine->shape().model_digest);
   EXPECT_NE(shape.layout_digest, f32.engine->shape().layout_digest);
+  EXPECT_NE(shape.layout_digest, int8.engine->shape().layout_digest);
   EXPECT_NE(shape.layout_digest, span.engine->shape().layout_digest);
   EXPECT_NE(shape.arithmetic_digest, b.engine->shape().arithmetic_digest) << "YaRN differs";
   EXPECT_EQ(f32.engine->shape().kv_row_bytes, 2 * shape.kv_row_bytes);

@@ -191,6 +191,24 @@ def device_refuses(cluster):
     cluster.settle(10)
 
 
+def another_kv_type(cluster):
+    """What was written for KV of one type is nothing to a cluster of another, which starts over on the same disk."""
+    ask(cluster, "a")
+    written(cluster)
+    cluster.down()
+    cluster.sections["numerics"]["kv"] = "int8"
+    cluster.write_config()
+    done = cluster.up()
+    require(done.returncode == 0, f"up ended with {done.returncode}: {done.stderr}")
+    cold, nothing = ask(cluster, "a")
+    require(nothing == 0, f"{nothing} tokens of bf16 were taken for int8")
+    written(cluster)
+    killed(cluster)
+    warm, cached = ask(cluster, "a")
+    require(warm == cold, "tokens of int8 off the disk differ from computed ones")
+    require(cached == 9 * 64 * PROMPTS, f"only {cached} tokens of int8 are found on the disk")
+
+
 def bad_folder(folder):
     """A disk that cannot be had is no reason not to serve."""
     cluster = Cluster(folder, settings={"kvstore": {"nodes": 1, "disk": "/proc/nothing"}})
@@ -208,6 +226,7 @@ def main():
     run.check("kill_9_during_writes", with_disk, folder, killed_during_writes)
     run.check("damaged_files_are_never_served", with_disk, folder, damaged_files)
     run.check("a_full_disk_fails_no_request", with_disk, folder, device_refuses)
+    run.check("kv_of_another_type_is_never_served", with_disk, folder, another_kv_type)
     run.check("a_disk_that_cannot_be_had", bad_folder, folder)
     run.end()
 

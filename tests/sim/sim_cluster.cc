@@ -126,8 +126,8 @@ void SimCluster::add_nodes(const ClusterOptions& options, model::Engine& engine)
     kvstore::IndexLimits limits;
     if (options.store_disk) {
       medium = disks_.emplace_back(std::make_unique<kvstore::SimMedium>(options.seed + i)).get();
-      limits.bytes = 64u << 10;
-      limits.disk_bytes = 1u << 20;
+      limits.bytes = options.store_ram;
+      limits.disk_bytes = options.store_disk_bytes;
     }
     host_->add(name, proto::kKvstore, [=] {
       auto disk = medium != nullptr ? kvstore::make_sim_disk(*medium) : nullptr;

@@ -28,6 +28,7 @@ struct ClusterOptions {
   uint64_t kv_bytes = 32u << 20;
   uint32_t heartbeat_misses = 5;
   bool store_disk = false;  // stores of little RAM over a simulated disk
+  uint64_t store_ram = 64u << 10, store_disk_bytes = 1u << 20;  // with store_disk
   actor::SimNetwork network{};
   std::set<std::string> without_retry{};
   std::function<void(base::Level, std::string_view)>
