@@ -82,6 +82,8 @@ void ClusterFile::cluster_and_nodes() {
                   {1, 64, "ranks (processes) of a stage, which share each chunk's tokens"});
   prefill.boolean("share_experts", &c_.share_experts,
                   "each rank of a stage has its share of the experts packed, for all of them");
+  prefill.boolean("share_ngram", &c_.prefill_share_ngram,
+                  "each rank of the first stage reads its share of the n-gram tables, for all");
   prefill.choice("chunk", &c_.chunk,
                  {{"dynamic", "fixed"},
                   "dynamic: chunks shrink as the context grows, so that each costs the same"});
@@ -94,6 +96,8 @@ void ClusterFile::cluster_and_nodes() {
   decode.integer("kv_parallel", &c_.kv_parallel, {1, kAny, "ranks that share a sequence's KV"});
   decode.integer("redundant_experts", &c_.redundant_experts,
                  {0, kAny, "replicas of busy experts, per rank"});
+  decode.boolean("share_ngram", &c_.decode_share_ngram,
+                 "each rank reads its share of the n-gram tables, for all");
   decode.integer("max_batch", &c_.max_batch, {1, 4096, "sequences per step and rank"});
   decode.integer("mtp_steps", &c_.mtp_steps, {0, kAny, "tokens drafted per step"});
   decode.integer("steps_per_schedule", &c_.steps_per_schedule,

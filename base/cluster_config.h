@@ -21,16 +21,18 @@ struct ClusterConfig {
   std::string http = "127.0.0.1:8000";         // the coordinator's API
   std::string coordinator = "127.0.0.1:8100";  // the coordinator's address for nodes
   // [prefill]
-  uint32_t prefill_stages = 2;     // CPP depth
-  uint32_t sequence_parallel = 1;  // ranks per stage
-  bool share_experts = false;      // by the ranks of a stage
-  std::string chunk = "dynamic";   // or fixed
-  uint32_t chunk_tokens = 256;     // tokens of a prompt's first pipeline step
+  uint32_t prefill_stages = 2;       // CPP depth
+  uint32_t sequence_parallel = 1;    // ranks per stage
+  bool share_experts = false;        // by the ranks of a stage
+  bool prefill_share_ngram = false;  // likewise
+  std::string chunk = "dynamic";     // or fixed
+  uint32_t chunk_tokens = 256;       // tokens of a prompt's first pipeline step
   uint64_t prefill_kv_bytes = 256u << 20;
   // [decode]
   uint32_t decode_ranks = 2;        // EP degree
   uint32_t kv_parallel = 1;         // only 1 is offered
   uint32_t redundant_experts = 0;   // only 0 is offered
+  bool decode_share_ngram = false;  // n-gram tables, by the ranks
   uint32_t max_batch = 32;          // sequences per step and rank
   uint32_t mtp_steps = 0;           // only 0 is offered
   uint32_t steps_per_schedule = 1;  // only 1 is offered

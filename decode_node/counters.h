@@ -3,10 +3,11 @@
 #include <cstdint>
 
 #include "experts/expert_dispatch.h"
+#include "lookup/ngram_lookup.h"
 
 namespace decode {
 
-struct Counters : experts::ExpertCounters {
+struct Counters : experts::ExpertCounters, lookup::NgramCounters {
   uint64_t steps = 0;
   uint64_t batch_rows = 0;         // sum of the batch sizes of all steps
   uint64_t tokens = 0;             // emitted, first tokens included

@@ -42,7 +42,8 @@ DecodeActor::DecodeActor(DecodeConfig config)
                              .max_batch = config_.max_batch,
                              .max_sequences = config_.max_sequences}),
       outbox_(*this),
-      service_(counters_) {}
+      service_(counters_),
+      ngram_(counters_) {}
 
 void DecodeActor::start(Context& ctx) {
   membership_.start(ctx);
@@ -75,6 +76,7 @@ Task<void> DecodeActor::load(Context& ctx) {
   }
   engine_ = std::move(*made);
   exchange_ = std::make_unique<ExpertExchange>(ctx, *engine_, membership_.view(), counters_);
+  if (config_.share_ngram) exchange_->share_ngram();
   Task<void> ahead = prepare(ctx, share_);
   co_await std::move(ahead);
   loading_ = false;
@@ -154,10 +156,11 @@ void DecodeActor::fill(proto::Heartbeat& beat) {
   count("expert_calls_total", static_cast<double>(c.expert_calls));
   count("expert_redispatched_total", static_cast<double>(c.expert_redispatched));
   count("expert_wait_seconds_total", c.expert_wait_seconds);
+  lookup::report(c, beat);
   count("kv_rows_received_total", static_cast<double>(c.kv_rows_received));
   count("store_entries_put_total", static_cast<double>(offers_.counters().stored));
   count("store_entries_dropped_total", static_cast<double>(offers_.counters().dropped));
-  count("transport_corrupt_total", static_cast<double>(c.corrupt));
+  count("transport_corrupt_total", static_cast<double>(c.corrupt + c.ngram_corrupt));
   count("stale_dropped_total", static_cast<double>(c.stale));
   count("attempts_failed_total", static_cast<double>(c.attempts_failed));
   count("numerical_faults_total", static_cast<double>(c.numerical_faults));
@@ -407,6 +410,7 @@ Ledger DecodeActor::ledger() const {
   ledger.reports = reports_;
   ledger.expert_calls = exchange_ ? exchange_->in_flight() : 0;
   ledger.expert_jobs = service_.computing();
+  ledger.ngram_reads = ngram_.reading();
   ledger.storing = static_cast<uint32_t>(offers_.pending());
   return ledger;
 }

@@ -21,6 +21,7 @@
 #include "decode_node/step_batch.h"
 #include "decode_node/token_outbox.h"
 #include "experts/expert_service.h"
+#include "lookup/ngram_service.h"
 #include "node/membership_client.h"
 #include "proto/all.h"
 
@@ -39,6 +40,7 @@ struct DecodeConfig {
   std::function<uint64_t()> read_bytes;                 // of the checkpoint so far; may be empty
   uint64_t kv_bytes = 512u << 20;
   uint32_t max_batch = 32;
+  bool share_ngram = false;  // n-gram rows come from the rank whose share has them
   uint32_t max_sequences = 1024;
   base::Duration scrub{};  // time in which all weights in memory are checked once; 0: never
   std::vector<base::NodeFault> faults;  // of this node; `after` counts steps
@@ -47,10 +49,12 @@ struct DecodeConfig {
 // What this rank holds for others. All zero when idle.
 struct Ledger {
   uint32_t reservations = 0, running = 0, ending = 0, blocks_used = 0;
-  uint32_t outbox = 0;                         // token messages unacknowledged, entries waiting
-  uint32_t reports = 0;                        // AttemptFailed calls under way
-  uint32_t expert_calls = 0, expert_jobs = 0;  // asked of others; computed for others
-  uint32_t storing = 0;                        // PutKv waiting or unanswered
+  uint32_t outbox = 0;   // token messages unacknowledged, entries waiting
+  uint32_t reports = 0;  // AttemptFailed calls under way
+  uint32_t expert_calls = 0,
+           expert_jobs = 0;  // asked of others, n-gram rows too; computed for others
+  uint32_t ngram_reads = 0;  // for others
+  uint32_t storing = 0;      // PutKv waiting or unanswered
   bool operator==(const Ledger&) const = default;
 };
 
@@ -58,8 +62,9 @@ class DecodeActor final : public actor::Actor,
                           private node::MembershipClient::Owner,
                           private TokenOutbox::Owner {
  public:
-  using In = actor::Accepts<proto::HeartbeatReply, proto::ClusterView, proto::ReserveKv,
-                            proto::KvLayer, proto::KvCommit, proto::Cancel, proto::ExpertIn>;
+  using In =
+      actor::Accepts<proto::HeartbeatReply, proto::ClusterView, proto::ReserveKv, proto::KvLayer,
+                     proto::KvCommit, proto::Cancel, proto::ExpertIn, proto::NgramRows>;
   // KvLayer messages a stage may have unacknowledged.
   static constexpr uint32_t kCredits = 8;
 
@@ -78,6 +83,9 @@ class DecodeActor final : public actor::Actor,
   void on(Context& ctx, const Incoming<proto::KvCommit>& in);
   void on(Context& ctx, const Incoming<proto::Cancel>& in);
   void on(Context& ctx, const Incoming<proto::ExpertIn>& in);
+  void on(Context& ctx, const Incoming<proto::NgramRows>& in) {
+    ngram_.answer(ctx, engine_.get(), in);
+  }
 
   Ledger ledger() const;
   const Counters& counters() const { return counters_; }
@@ -121,6 +129,7 @@ class DecodeActor final : public actor::Actor,
   TokenOutbox outbox_;
   BlockOffers offers_;
   experts::ExpertService service_;
+  lookup::NgramService ngram_;
   StepBatch step_;
   std::unique_ptr<model::Engine> engine_;     // null until loaded
   std::unique_ptr<ExpertExchange> exchange_;  // with the engine

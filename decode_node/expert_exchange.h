@@ -1,9 +1,13 @@
 // ExpertExchange: where a decode step runs. Jobs go to the compute pool; expert rows go to the
 // ready ranks of the view that own the experts (experts/expert_dispatch.h), and the layer ends when
-// all are home.
+// all are home. N-gram rows may come from the ranks that share the tables (lookup/).
 #pragma once
+#include <optional>
+#include <vector>
+
 #include "decode_node/counters.h"
 #include "experts/expert_dispatch.h"
+#include "lookup/ngram_lookup.h"
 #include "model/forward.h"
 #include "node/membership_client.h"
 
@@ -18,24 +22,35 @@ class ExpertExchange final : public model::Site {
   ExpertExchange(actor::Context& ctx, model::Engine& engine, const node::View& view,
                  Counters& counters)
       : ctx_(ctx),
+        engine_(engine),
         view_(view),
         counters_(counters),
         dispatch_(ctx, engine, proto::kDecode, counters) {}
 
   base::Task<void> compute(std::function<void()> job, uint32_t rows) override;
   base::Task<bool> run_experts(uint32_t layer, model::Pass& pass) override;
+  base::Task<void> look_up(model::Pass& pass) override;
 
-  uint32_t in_flight() const { return dispatch_.in_flight(); }  // calls to peers
+  // From now on the ready ranks share the n-gram tables.
+  void share_ngram() { lookup_.emplace(ctx_, engine_, proto::kDecode, counters_); }
+  // Calls to peers.
+  uint32_t in_flight() const {
+    return dispatch_.in_flight() + (lookup_ ? lookup_->in_flight() : 0);
+  }
 
  private:
+  std::vector<NodeId> ready_ranks() const;
+
   // Constant after construction.
   actor::Context& ctx_;
+  model::Engine& engine_;
   const node::View& view_;
   Counters& counters_;
   // Owned state.
   experts::ExpertDispatch dispatch_;
-  bool computing_ = false;    // a job of the pass is out
-  base::Time computed_at_{};  // when the last one came home
+  std::optional<lookup::NgramLookup> lookup_;  // where n-gram tables are shared
+  bool computing_ = false;                     // a job of the pass is out
+  base::Time computed_at_{};                   // when the last one came home
 };
 
 }  // namespace decode

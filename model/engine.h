@@ -31,6 +31,7 @@ struct ClusterConfig;
 namespace model {
 
 class Integrity;
+class NgramTables;
 
 using base::TokenId;
 
@@ -154,6 +155,10 @@ class Engine {
                           std::vector<float>& out);
   // Starts reading from disk what embed() of such a pass will need; returns at once.
   virtual void prefetch(const Pass& pass) { (void)pass; }
+
+  // Null when the engine does not embed or its model has no n-gram tables. For who reads rows for
+  // others, or sets Pass::ngram.
+  virtual const NgramTables* ngram_tables() const { return nullptr; }
 
   // The MTP block, one row for each row of the pass. In: pass.tokens[r] is the token after the
   // row's position, pass.h the target's final hidden row at that position (what feeds lm_head), or

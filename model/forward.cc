@@ -127,6 +127,10 @@ base::Task<bool> Site::gather(uint32_t, uint32_t, Pass&) { co_return true; }
 
 base::Task<bool> forward(Engine& engine, LayerRange layers, Pass& pass, Site& site) {
   pass.faulty.assign(pass.rows(), 0);
+  if (layers.begin == 0) {
+    base::Task<void> rows = site.look_up(pass);
+    co_await std::move(rows);
+  }
   for (uint32_t layer = layers.begin; layer < layers.end; ++layer) {
     const LayerStep step{engine, pass, layer, layer == layers.begin};
     base::Task<bool> run =
@@ -143,6 +147,8 @@ base::Task<bool> forward(Engine& engine, LayerRange layers, Pass& pass, Site& si
   }
   co_return true;
 }
+
+base::Task<void> Site::look_up(Pass&) { co_return; }
 
 base::Task<void> Site::await_kv(uint32_t layer) {
   (void)layer;

@@ -9,7 +9,8 @@
 
 namespace model {
 
-// Where a pass runs: who computes, who owns the experts, who hears of finished KV.
+// Where a pass runs: who computes, who owns the experts and the n-gram rows, who
+// hears of finished KV.
 class Site {
  public:
   virtual ~Site() = default;
@@ -19,6 +20,9 @@ class Site {
   // at once and awaited at the layer's end; in between, MLP 0, attention 1 and MLP 1 use pass.h.
   // Reads pass.x, expert_ids. false: could not be had; the pass is void.
   virtual base::Task<bool> run_experts(uint32_t layer, Pass& pass) = 0;
+  // Before the embedding of a pass that begins at layer 0: may set pass.ngram, from wherever the
+  // rows are. Left empty, embed() looks them up.
+  virtual base::Task<void> look_up(Pass& pass);
   // Whether the KV rows before the pass's positions are here in `layer`. If not, await_kv() ends
   // when they are, or when the site has given up and computes nothing more.
   virtual bool has_kv(uint32_t layer) { return (void)layer, true; }

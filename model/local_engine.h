@@ -70,6 +70,7 @@ class LocalEngine final : public Engine {
   void final_norm(const Pass& pass, std::span<const uint32_t> rows,
                   std::vector<float>& out) override;
   void prefetch(const Pass& pass) override;
+  const NgramTables* ngram_tables() const override { return ngram_.get(); }
   void draft(Pass& pass, DraftIndex index) override;
   void draft_head(const Pass& pass, std::span<const uint32_t> rows,
                   std::span<float> logits) override;

@@ -32,6 +32,7 @@ class NgramTables {
 
   uint32_t tables() const { return static_cast<uint32_t>(tables_.size()); }
   uint32_t dim() const { return dim_; }
+  uint64_t rows(uint32_t table) const { return tables_[table].tensor->shape[0]; }
   const NgramShard& shard() const { return shard_; }
 
   // The row of each table for each row of the pass, from its tokens and its segments' contexts.

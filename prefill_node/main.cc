@@ -41,6 +41,7 @@ base::Result<std::unique_ptr<actor::Actor>> make_actor(Model& loaded, node::Proc
   prefill.chunk_tokens = config.chunk_tokens;
   prefill.scrub = std::chrono::milliseconds(config.scrub_ms);
   prefill.share_experts = config.share_experts;
+  prefill.share_ngram = config.prefill_share_ngram;
   prefill.dynamic_chunks = config.chunk == "dynamic";
   prefill.faults = node::faults_of(info);
   return std::make_unique<prefill::PrefillActor>(std::move(prefill));

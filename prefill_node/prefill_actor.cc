@@ -22,7 +22,8 @@ PrefillActor::PrefillActor(PrefillConfig config)
     : config_(std::move(config)),
       chunks_{config_.chunk_tokens, config_.dynamic_chunks, config_.shape.cost},
       membership_(config_.identity, *this),
-      service_(counters_.experts) {
+      service_(counters_.experts),
+      ngram_(counters_.ngram) {
   CHECK(config_.chunk_tokens > 0 && config_.chunk_tokens <= StageInputs::kRowsMost,
         "chunks of {} tokens", config_.chunk_tokens);
   CHECK(config_.passes > 0, "a stage that never computes");
@@ -54,13 +55,15 @@ void PrefillActor::welcomed(Context& ctx, const proto::HelloReply& reply) {
 
 Task<void> PrefillActor::load(Context& ctx, model::LayerRange layers, uint64_t turn) {
   // They run on the former engine and pool.
-  while (passes_ > 0 || scrubbing_ || !leaving_.empty() || service_.computing() > 0) {
+  while (passes_ > 0 || scrubbing_ || !leaving_.empty() || service_.computing() > 0 ||
+         ngram_.reading() > 0) {
     Task<void> wait = ctx.sleep(std::chrono::milliseconds(1));
     co_await std::move(wait);
     if (turn != loads_) co_return;
   }
   ++engines_;
   dispatch_.reset();
+  lookup_.reset();
   engine_.reset();
   pool_.reset();
   base::Result<std::unique_ptr<model::Engine>> made = nullptr;
@@ -81,6 +84,10 @@ Task<void> PrefillActor::load(Context& ctx, model::LayerRange layers, uint64_t t
   if (config_.share_experts) {
     dispatch_ = std::make_unique<experts::ExpertDispatch>(ctx, *engine_, proto::kPrefill,
                                                           counters_.experts);
+  }
+  if (config_.share_ngram) {
+    lookup_ =
+        std::make_unique<lookup::NgramLookup>(ctx, *engine_, proto::kPrefill, counters_.ngram);
   }
   pool_ =
       std::make_unique<model::KvPool>(static_cast<uint32_t>(std::min<uint64_t>(blocks, UINT32_MAX)),
@@ -161,14 +168,15 @@ void PrefillActor::fill(proto::Heartbeat& beat) {
   beat.counters.emplace_back("prefill_load_wait_seconds_total", c.loaded.wait_seconds);
   count("store_entries_put_total", outbox_.counters().stored);
   count("store_entries_dropped_total", outbox_.counters().dropped);
-  count("transport_corrupt_total",
-        c.corrupt + c.shipped.corrupt + c.exchanged.corrupt + c.experts.corrupt);
+  count("transport_corrupt_total", c.corrupt + c.shipped.corrupt + c.exchanged.corrupt +
+                                       c.experts.corrupt + c.ngram.ngram_corrupt);
   count("stale_dropped_total", c.stale);
   count("attempts_failed_total", c.attempts_failed);
   count("sequence_bytes_sent_total", c.exchanged.bytes);
   count("expert_rows_sent_total", c.experts.expert_rows_sent);
   count("expert_rows_received_total", c.experts.expert_rows_received);
   count("expert_redispatched_total", c.experts.expert_redispatched);
+  lookup::report(c.ngram, beat);
   const auto measure = [&beat](const char* name, double value) {
     beat.counters.emplace_back(name, value);
   };
@@ -194,6 +202,8 @@ Ledger PrefillActor::ledger() const {
   out.reports = reports_;
   out.expert_calls = dispatch_ ? dispatch_->in_flight() : 0;
   out.expert_jobs = service_.computing();
+  out.ngram_calls = lookup_ ? lookup_->in_flight() : 0;
+  out.ngram_reads = ngram_.reading();
   return out;
 }
 
@@ -366,7 +376,7 @@ Task<void> PrefillActor::compute(Context& ctx, Job& job) {
     if (fault.after == chunks_begun_) engine_->inject(fault.point);
   }
   ++chunks_begun_;
-  StageSite site(ctx, *engine_, job, dispatch_.get());
+  StageSite site(ctx, *engine_, job, dispatch_.get(), lookup_.get());
   Task<bool> pass = model::forward(*engine_, layers_, job.pass(), site);
   const bool whole = co_await std::move(pass);
   if (whole) prefill_rate_.add(job.pass().rows(), site.seconds(), ctx.now());

@@ -16,6 +16,7 @@
 #include "actor/actor.h"
 #include "base/fault_point.h"
 #include "experts/expert_service.h"
+#include "lookup/ngram_service.h"
 #include "node/membership_client.h"
 #include "prefill_node/chunk_scheduler.h"
 #include "prefill_node/ended_attempts.h"
@@ -39,6 +40,7 @@ struct PrefillConfig {
   uint32_t chunk_tokens = 256;  // of the first chunk of a prompt
   bool dynamic_chunks = false;  // later ones as large as costs the same (chunk_plan.h)
   bool share_experts = false;   // by the ranks of a stage; else each runs all experts of its rows
+  bool share_ngram = false;     // rows of the n-gram tables, by the ranks of the first stage
   uint32_t passes = 1;          // chunks computed at once, of different jobs
   uint32_t jobs = 64;
   base::Duration scrub{};  // time in which all weights in memory are checked once; 0: never
@@ -54,6 +56,7 @@ struct Ledger {
   uint32_t storing = 0;                        // PutKv waiting or unanswered
   uint32_t reports = 0;                        // AttemptFailed calls under way
   uint32_t expert_calls = 0, expert_jobs = 0;  // asked of other ranks, and by them
+  uint32_t ngram_calls = 0, ngram_reads = 0;   // likewise
   bool operator==(const Ledger&) const = default;
 };
 
@@ -65,6 +68,7 @@ struct PrefillCounters {
   JobCounters jobs;
   ExchangeCounters exchanged;
   experts::ExpertCounters experts;
+  lookup::NgramCounters ngram;
 };
 
 class PrefillActor final : public actor::Actor,
@@ -72,7 +76,8 @@ class PrefillActor final : public actor::Actor,
                            private JobOwner {
  public:
   using In = actor::Accepts<proto::HeartbeatReply, proto::ClusterView, proto::StartPrefill,
-                            proto::StageInput, proto::SequenceKv, proto::ExpertIn, proto::Cancel>;
+                            proto::StageInput, proto::SequenceKv, proto::ExpertIn, proto::NgramRows,
+                            proto::Cancel>;
 
   explicit PrefillActor(PrefillConfig config);
 
@@ -86,6 +91,9 @@ class PrefillActor final : public actor::Actor,
   void on(Context& ctx, const Incoming<proto::StageInput>& in);
   void on(Context& ctx, const Incoming<proto::SequenceKv>& in);
   void on(Context& ctx, const Incoming<proto::ExpertIn>& in);
+  void on(Context& ctx, const Incoming<proto::NgramRows>& in) {
+    ngram_.answer(ctx, engine_.get(), in);
+  }
   void on(Context& ctx, const Incoming<proto::Cancel>& in);
 
   Ledger ledger() const;
@@ -141,6 +149,8 @@ class PrefillActor final : public actor::Actor,
   node::RateMeter prefill_rate_;
   std::unique_ptr<experts::ExpertDispatch> dispatch_;  // with the engine, where experts are shared
   experts::ExpertService service_;
+  std::unique_ptr<lookup::NgramLookup> lookup_;  // with the engine, where n-gram tables are shared
+  lookup::NgramService ngram_;
   node::StoreOutbox outbox_;
   EndedAttempts ended_;
   ChunkScheduler scheduler_;

@@ -29,6 +29,12 @@ Task<bool> StageSite::run_experts(uint32_t layer, model::Pass& pass) {
   co_return !job_.over();
 }
 
+Task<void> StageSite::look_up(model::Pass& pass) {
+  if (lookup_ == nullptr || !job_.shares_sequence() || job_.over()) co_return;
+  Task<void> run = lookup_->run(pass, job_.ranks_of_stage());
+  co_await std::move(run);
+}
+
 // KV that is not a number, or comes from arithmetic caught in a fault, stays here.
 bool StageSite::sound(model::Pass& pass) {
   if (job_.over() || !experts::can_be_trusted(ctx_, engine_)) return false;

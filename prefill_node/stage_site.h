@@ -1,7 +1,9 @@
 // StageSite: where a chunk of a job runs: on this node's compute pool, but for experts that another
-// rank of the stage owns where these are shared. A job that ends meanwhile computes nothing more.
+// rank of the stage owns where these are shared, and n-gram rows likewise. A job that ends
+// meanwhile computes nothing more.
 #pragma once
 #include "experts/expert_dispatch.h"
+#include "lookup/ngram_lookup.h"
 #include "model/forward.h"
 #include "prefill_node/job.h"
 
@@ -14,11 +16,14 @@ inline actor::Cost cost_of_rows(uint32_t rows) {
 
 class StageSite final : public model::Site {
  public:
-  // `dispatch`: null where every rank runs all experts of its rows.
-  StageSite(Context& ctx, model::Engine& engine, Job& job, experts::ExpertDispatch* dispatch)
-      : ctx_(ctx), engine_(engine), job_(job), dispatch_(dispatch) {}
+  // `dispatch`: null where every rank runs all experts of its rows; `lookup`: null where it reads
+  // all n-gram rows.
+  StageSite(Context& ctx, model::Engine& engine, Job& job, experts::ExpertDispatch* dispatch,
+            lookup::NgramLookup* lookup)
+      : ctx_(ctx), engine_(engine), job_(job), dispatch_(dispatch), lookup_(lookup) {}
   Task<void> compute(std::function<void()> job, uint32_t rows) override;
   Task<bool> run_experts(uint32_t layer, model::Pass& pass) override;
+  Task<void> look_up(model::Pass& pass) override;
   bool has_kv(uint32_t layer) override { return job_.has_kv(layer); }
   Task<void> await_kv(uint32_t layer) override { return job_.await_kv(layer); }
   void kv_ready(uint32_t layer, model::Pass& pass) override;
@@ -36,6 +41,7 @@ class StageSite final : public model::Site {
   Job& job_;
   double seconds_ = 0;
   experts::ExpertDispatch* const dispatch_;
+  lookup::NgramLookup* const lookup_;
 };
 
 }  // namespace prefill

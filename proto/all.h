@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "proto/experts.h"
+#include "proto/lookup.h"
 #include "proto/membership.h"
 #include "proto/request.h"
 #include "proto/store.h"
@@ -12,9 +13,9 @@ namespace proto {
 
 using AllMessages = std::tuple<Done, Hello, HelloReply, Heartbeat, HeartbeatReply, ClusterView,  //
                                ReserveKv, KvReserved, StartPrefill, StageInput, KvLayer, KvAck,
-                               KvCommit, SequenceKv, TokenOut,   //
-                               TokenAck, AttemptFailed, Cancel,  //
-                               ExpertIn, ExpertOut,              //
+                               KvCommit, SequenceKv, TokenOut,               //
+                               TokenAck, AttemptFailed, Cancel,              //
+                               ExpertIn, ExpertOut, NgramRows, NgramValues,  //
                                LookupPrefix, PrefixFound, ReleaseLease, FetchKv, KvData, PutKv>;
 
 // "KvLayer" for 24; "?" for a number of nobody.

@@ -47,6 +47,10 @@ def cold_and_warm(folder, results, label, at_once, **shape):
         wait_for("the store takes the prefixes", lambda: stored(cluster) > 0)
         warm = results[label + " warm"] = pass_over(cluster, texts, False)
         cluster.settle(10)
+        if shape.get("settings", {}).get("decode", {}).get("share_ngram"):
+            for name in ("prefill-0", "decode-0"):
+                away = int(cluster.node(name)["counters"].get("ngram_rows_away_total", 0))
+                require(away > 0, f"{name} had no n-gram row from a peer")
     for mode, answers in warm.items():
         for i, (ids, cached, length) in enumerate(answers):
             require(len(ids) > 0, f"{label} {mode} {i}: no tokens")
@@ -83,8 +87,9 @@ def main():
     run.check("two_stages_two_ranks_cold_and_warm", cold_and_warm, folder, results, "2x2", True)
     run.check("one_stage_one_rank_cold_and_warm",
               lambda: cold_and_warm(folder, results, "1x1 chunk 16", False, stages=1, ranks=1, chunk=16))
-    sequence = {"prefill": {"sequence_parallel": 2, "share_experts": True}}
-    run.check("two_stages_of_two_ranks_that_share_the_sequence",
+    sequence = {"prefill": {"sequence_parallel": 2, "share_experts": True, "share_ngram": True},
+                "decode": {"share_ngram": True}}
+    run.check("two_stages_of_two_ranks_that_share_all_they_can",
               lambda: cold_and_warm(folder, results, "2x2 sp 2", False, chunk=64, settings=sequence))
     run.check("twenty_prompts_have_identical_token_ids", all_equal, results)
     run.check("greedy_tokens_of_the_reference_file", reference_file, folder)

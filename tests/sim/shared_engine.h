@@ -56,6 +56,7 @@ class SharedEngine final : public model::Engine {
     shared_.head(pass, rows, logits, final_hidden);
     spoil(logits);
   }
+  const model::NgramTables* ngram_tables() const override { return shared_.ngram_tables(); }
   const model::Integrity* integrity() const override { return &integrity_; }
   void inject(base::FaultPoint fault) override {
     switch (fault) {

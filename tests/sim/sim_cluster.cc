@@ -101,6 +101,7 @@ void SimCluster::add_nodes(const ClusterOptions& options, model::Engine& engine)
       config.chunk_tokens = options.chunk_tokens;
       config.dynamic_chunks = options.dynamic_chunks;
       config.share_experts = options.share_experts;
+      config.share_ngram = options.share_ngram;
       return std::make_unique<prefill::PrefillActor>(std::move(config));
     });
     nodes_.push_back(name);
@@ -116,6 +117,7 @@ void SimCluster::add_nodes(const ClusterOptions& options, model::Engine& engine)
       };
       config.kv_bytes = options.kv_bytes;
       config.max_batch = options.max_batch;
+      config.share_ngram = options.share_ngram;
       return std::make_unique<decode::DecodeActor>(std::move(config));
     });
     nodes_.push_back(name);
@@ -200,9 +202,10 @@ std::string SimCluster::held() {
       const prefill::Ledger ledger = as<prefill::PrefillActor>(actor)->ledger();
       if (ledger != prefill::Ledger{}) {
         held += fmt::format(
-            "{}: {} jobs, {} leaving, {} blocks, {} unacknowledged, {} fetching, {} storing; ",
+            "{}: {} jobs, {} leaving, {} blocks, {} unacknowledged, {} fetching, {} storing, {} "
+            "n-gram reads; ",
             name, ledger.jobs, ledger.leaving, ledger.blocks_used, ledger.unacknowledged,
-            ledger.fetching, ledger.storing);
+            ledger.fetching, ledger.storing, ledger.ngram_reads);
       }
     } else if (name.starts_with("decode")) {
       const decode::Ledger ledger = as<decode::DecodeActor>(actor)->ledger();

@@ -24,7 +24,7 @@ struct ClusterOptions {
   uint64_t seed = 1;
   uint32_t stages = 2, sequence_ranks = 1, ranks = 2, stores = 1;
   uint32_t chunk_tokens = 16, max_batch = 8;
-  bool dynamic_chunks = false, share_experts = false;
+  bool dynamic_chunks = false, share_experts = false, share_ngram = false;
   uint64_t kv_bytes = 32u << 20;
   uint32_t heartbeat_misses = 5;
   bool store_disk = false;  // stores of little RAM over a simulated disk

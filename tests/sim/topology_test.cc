@@ -89,6 +89,24 @@ INSTANTIATE_TEST_SUITE_P(Stages, SharedExpertsTest,
                                               std::get<1>(info.param));
                          });
 
+// ranks a stage, decode ranks
+class SharedNgramTest : public ::testing::TestWithParam<std::tuple<uint32_t, uint32_t>> {};
+
+TEST_P(SharedNgramTest, GivesTheTokensOfTheReferenceColdAndWarm) {
+  ClusterOptions options;
+  std::tie(options.sequence_ranks, options.ranks) = GetParam();
+  options.chunk_tokens = 64;
+  options.share_ngram = true;
+  expect_the_tokens_of_the_reference(options);
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, SharedNgramTest,
+                         ::testing::Combine(::testing::Values(1u, 2u), ::testing::Values(2u, 3u)),
+                         [](const auto& info) {
+                           return fmt::format("sp{}_ranks{}", std::get<0>(info.param),
+                                              std::get<1>(info.param));
+                         });
+
 void expect_the_tokens_of_the_reference(const ClusterOptions& options) {
   World& w = world();
   SimCluster cluster(options, *w.local);
