@@ -71,6 +71,7 @@ class LocalEngine final : public Engine {
                   std::vector<float>& out) override;
   void prefetch(const Pass& pass) override;
   void draft(Pass& pass, DraftIndex index) override;
+  void begin_draft(Pass& pass) override;
   void draft_head(const Pass& pass, std::span<const uint32_t> rows,
                   std::span<float> logits) override;
   const Integrity* integrity() const override { return &integrity_; }
@@ -98,6 +99,8 @@ class LocalEngine final : public Engine {
                       AttentionWeights& out) const;
   void load_indexer(const WeightReader& read, const std::string& prefix, IndexerWeights& out) const;
   void load_draft(const WeightReader& read);
+  AttentionSite draft_site() const;
+  void join_draft(Pass& pass);  // h ← u, the drafting block's input
   void list_weights();          // fills scrubbed_
   void spoil_next(Pass& pass);  // when inject() has asked for it
   // Word rows of the pass's tokens.  out: [rows, hidden]
