@@ -99,7 +99,8 @@ void ClusterFile::cluster_and_nodes() {
   decode.boolean("share_ngram", &c_.decode_share_ngram,
                  "each rank reads its share of the n-gram tables, for all");
   decode.integer("max_batch", &c_.max_batch, {1, 4096, "sequences per step and rank"});
-  decode.integer("mtp_steps", &c_.mtp_steps, {0, kAny, "tokens drafted per step"});
+  decode.integer("mtp_steps", &c_.mtp_steps,
+                 {0, 16, "tokens drafted per sequence and step, at most; 0: no MTP"});
   decode.integer("steps_per_schedule", &c_.steps_per_schedule,
                  {1, kAny, "decode steps per scheduling decision"});
   decode.bytes("kv_ram", &c_.decode_kv_bytes, {kMiB, kTiB, "KV of running sequences, per rank"});
@@ -207,7 +208,6 @@ void ClusterFile::check_offered() {
        "a sequence's KV stands on one rank in this version");
   only("decode", "redundant_experts", c_.redundant_experts, 0u,
        "experts have one copy in this version");
-  only("decode", "mtp_steps", c_.mtp_steps, 0u, "this version does not speculate");
   only("decode", "steps_per_schedule", c_.steps_per_schedule, 1u,
        "every step is scheduled in this version");
 }

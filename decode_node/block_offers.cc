@@ -1,5 +1,8 @@
 #include "decode_node/block_offers.h"
 
+#include "decode_node/drafter.h"
+#include "model/draft_slots.h"
+
 namespace decode {
 
 using model::kBlockTokens;
@@ -9,8 +12,9 @@ void BlockOffers::view_changed(const node::View& view) {
   outbox_.view_changed(view);
 }
 
-void BlockOffers::offer(actor::Context& ctx, Sequence& sequence, model::KvPool& pool) {
-  const auto full = static_cast<uint32_t>(sequence.tokens.size() - 1) / kBlockTokens;
+void BlockOffers::offer(actor::Context& ctx, Sequence& sequence, model::KvPool& pool,
+                        const model::Shape& shape) {
+  const uint32_t full = final_slots(sequence) / kBlockTokens;
   if (sequence.stored_blocks >= full) return;
   if (sequence.block_root == base::Hash128{} || sites_.size() == 0) {
     sequence.stored_blocks = full;
@@ -31,7 +35,7 @@ void BlockOffers::offer(actor::Context& ctx, Sequence& sequence, model::KvPool& 
     const base::NodeId store = sites_.of(base::group_key(keys, at)).front();
     for (uint32_t layer = 0; layer < layers; ++layer) {
       base::Bytes rows(pool.entry_bytes());
-      model::copy_rows_out(kv, layer, at * kBlockTokens, kBlockTokens, rows.data());
+      model::copy_slots_out(kv, shape, layer, at * kBlockTokens, kBlockTokens, rows.data());
       outbox_.push(ctx, store, node::describe(chain, at, layer, layers),
                    base::Blob(std::move(rows)));
     }

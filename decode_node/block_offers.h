@@ -11,9 +11,9 @@ namespace decode {
 
 class BlockOffers {
  public:
-  // Offers the full blocks that have not been. All tokens of the sequence but the last have final
-  // KV.
-  void offer(actor::Context& ctx, Sequence& sequence, model::KvPool& pool);
+  // Offers the full blocks that have not been and have final KV in all layers (final_slots()).
+  void offer(actor::Context& ctx, Sequence& sequence, model::KvPool& pool,
+             const model::Shape& shape);
   void view_changed(const node::View& view);
   void clear() { outbox_.clear(); }
   size_t pending() const { return outbox_.pending(); }

@@ -9,7 +9,12 @@ namespace decode {
 
 struct Counters : experts::ExpertCounters, lookup::NgramCounters {
   uint64_t steps = 0;
-  uint64_t batch_rows = 0;         // sum of the batch sizes of all steps
+  uint64_t batch_rows = 0;      // of the passes of all steps, verified drafts included
+  uint64_t step_sequences = 0;  // sum of the sequences of all steps
+  uint64_t drafted = 0;         // tokens; `accepted` of them were emitted
+  uint64_t accepted = 0;
+  uint64_t step_tokens = 0;        // emitted by steps: all but first tokens
+  double draft_length = 0;         // drafts of a sequence in the latest step, on average
   uint64_t tokens = 0;             // emitted, first tokens included
   double expert_wait_seconds = 0;  // steps that stood still for rows away
   uint64_t kv_rows_received = 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "model/draft_slots.h"
 #include "model/integrity.h"
 #include "node/process.h"
 
@@ -18,11 +19,10 @@ constexpr base::Duration kWatchEvery = std::chrono::milliseconds(500);
 
 model::LayerRange all_layers(const model::Shape& shape) { return {0, shape.layers}; }
 
-std::vector<proto::LogprobFields> to_wire(const base::Sampling& sampling,
-                                          const base::TokenLogprobs& logprobs) {
+std::vector<proto::LogprobFields> to_wire(const std::vector<base::TokenLogprobs>& logprobs) {
   std::vector<proto::LogprobFields> out;
-  if (sampling.top_logprobs < 0) return out;
-  out.push_back({logprobs.logprob, logprobs.top});
+  for (const base::TokenLogprobs& of_token : logprobs)
+    out.push_back({of_token.logprob, of_token.top});
   return out;
 }
 
@@ -30,7 +30,7 @@ std::vector<proto::LogprobFields> to_wire(const base::Sampling& sampling,
 
 uint32_t DecodeActor::blocks_in(uint64_t kv_bytes, const model::Shape& shape) {
   const uint64_t block =
-      static_cast<uint64_t>(shape.layers) * shape.kv_row_bytes * model::kBlockTokens;
+      static_cast<uint64_t>(shape.kv_layers()) * shape.kv_row_bytes * model::kBlockTokens;
   return static_cast<uint32_t>(
       std::min<uint64_t>(kv_bytes / block, std::numeric_limits<uint32_t>::max()));
 }
@@ -43,7 +43,8 @@ DecodeActor::DecodeActor(DecodeConfig config)
                              .max_sequences = config_.max_sequences}),
       outbox_(*this),
       service_(counters_),
-      ngram_(counters_) {}
+      ngram_(counters_),
+      drafter_(config_.shape, config_.mtp_steps) {}
 
 void DecodeActor::start(Context& ctx) {
   membership_.start(ctx);
@@ -150,7 +151,12 @@ void DecodeActor::fill(proto::Heartbeat& beat) {
   if (config_.read_bytes) count(node::kReadBytes, static_cast<double>(config_.read_bytes()));
   count("decode_steps_total", static_cast<double>(c.steps));
   count("decode_batch_rows_total", static_cast<double>(c.batch_rows));
+  count("decode_step_sequences_total", static_cast<double>(c.step_sequences));
   count("decode_tokens_total", static_cast<double>(c.tokens));
+  count("decode_step_tokens_total", static_cast<double>(c.step_tokens));
+  count("decode_drafted_total", static_cast<double>(c.drafted));
+  count("decode_drafts_accepted_total", static_cast<double>(c.accepted));
+  count("decode_draft_length", c.draft_length);
   count("expert_rows_sent_total", static_cast<double>(c.expert_rows_sent));
   count("expert_rows_received_total", static_cast<double>(c.expert_rows_received));
   count("expert_calls_total", static_cast<double>(c.expert_calls));
@@ -230,7 +236,8 @@ Outcome DecodeActor::take_rows(Context& ctx, const Incoming<proto::KvLayer>& in)
     return Outcome::kCorrupt;
   }
   const model::KvView kv{&table_.pool(), sequence->blocks};
-  model::copy_rows_in(kv, m.layer, m.token_begin, m.token_count, in.blobs[0].view().data());
+  model::copy_slots_in(kv, config_.shape, m.layer, m.token_begin, m.token_count,
+                       in.blobs[0].view().data());
   sequence->intake.received(m.layer, m.token_begin, m.token_count, m.digest);
   sequence->heard = ctx.now();
   counters_.kv_rows_received += m.token_count;
@@ -239,15 +246,24 @@ Outcome DecodeActor::take_rows(Context& ctx, const Incoming<proto::KvLayer>& in)
 
 void DecodeActor::on(Context& ctx, const Incoming<proto::KvCommit>& in) {
   proto::Done reply;
-  reply.outcome = take_commit(ctx, in.msg);
+  reply.outcome = take_commit(ctx, in);
   ctx.reply(in, reply);
 }
 
-Outcome DecodeActor::take_commit(Context& ctx, const proto::KvCommit& m) {
+// The hidden row comes with the first token where the model drafts, and only there.
+bool DecodeActor::sound(const Incoming<proto::KvCommit>& in) const {
+  const proto::KvCommit& m = in.msg;
+  if (m.logprobs.size() > 1 || (m.has_token && m.token >= config_.shape.vocab)) return false;
+  if (!m.has_token || config_.shape.mtp_steps == 0) return in.blobs.empty();
+  return in.blobs.size() == 1 && in.blobs[0].size() == config_.shape.hidden * sizeof(float) &&
+         base::hash128(in.blobs[0].view()) == m.hidden;
+}
+
+Outcome DecodeActor::take_commit(Context& ctx, const Incoming<proto::KvCommit>& in) {
+  const proto::KvCommit& m = in.msg;
   Sequence* sequence = table_.find({m.request, m.attempt});
   if (sequence == nullptr) return absent({m.request, m.attempt});
-  const bool sound = m.logprobs.size() <= 1 && (!m.has_token || m.token < config_.shape.vocab);
-  const auto verdict = sound ? sequence->intake.commit(m) : KvIntake::Commit::kMalformed;
+  const auto verdict = sound(in) ? sequence->intake.commit(m) : KvIntake::Commit::kMalformed;
   if (verdict == KvIntake::Commit::kMalformed) {
     ++counters_.corrupt;
     return Outcome::kCorrupt;
@@ -259,7 +275,10 @@ Outcome DecodeActor::take_commit(Context& ctx, const proto::KvCommit& m) {
   }
   if (sequence->running()) return Outcome::kOk;
   sequence->heard = ctx.now();
-  if (m.has_token) sequence->first = Sequence::First{m.token, m.logprobs};
+  if (m.has_token) {
+    sequence->first = Sequence::First{m.token, m.logprobs, {}};
+    if (!in.blobs.empty()) sequence->first->hidden = in.blobs[0].to_vector<float>();
+  }
   if (sequence->intake.all_committed() && sequence->first) begin_decode(ctx, *sequence);
   return Outcome::kOk;
 }
@@ -269,7 +288,8 @@ void DecodeActor::begin_decode(Context& ctx, Sequence& sequence) {
           {{"request", sequence.key.request.value}, {"tokens", sequence.tokens.size()}});
   Sequence::First first = std::move(*sequence.first);
   table_.admit(sequence);
-  emit(sequence, first.token, std::move(first.logprobs));
+  if (drafter_.on()) drafter_.begin(sequence, first.hidden);
+  emit(sequence, {first.token}, std::move(first.logprobs));
   outbox_.flush(ctx);
   kick(ctx);
 }
@@ -294,27 +314,51 @@ void DecodeActor::kick(Context& ctx) {
 Task<void> DecodeActor::run_steps(Context& ctx) {
   while (table_.running() > 0 && !outbox_.full()) {
     const std::vector<Sequence*>& batch = table_.next_batch();
-    step_.assemble(batch, table_.pool(), config_.shape);
     inject_faults();
-    Task<bool> pass = model::forward(*engine_, all_layers(config_.shape), step_.pass(), *exchange_);
-    const bool passed = co_await std::move(pass);
-    if (passed) {
-      std::function<void()> job = [this] { step_.sample(*engine_); };
-      Task<void> sampled = ctx.offload(std::move(job), cost_of_rows(batch.size()));
-      co_await std::move(sampled);
-    }
+    Task<bool> step = compute_step(ctx, batch);
+    const bool passed = co_await std::move(step);
     if (!experts::can_be_trusted(ctx, *engine_)) co_return;  // no token of this step leaves
     ++counters_.steps;
-    counters_.batch_rows += batch.size();
+    counters_.step_sequences += batch.size();
+    counters_.batch_rows += step_.pass().rows();
     settle(ctx, batch, passed);
     outbox_.flush(ctx);  // tokens first
     if (passed) {
-      for (Sequence* sequence : batch) offers_.offer(ctx, *sequence, table_.pool());
+      Task<void> offers = offer_blocks(ctx, batch);
+      co_await std::move(offers);
     }
     table_.end_step();
     membership_.progressed();
   }
   stepping_ = false;
+}
+
+Task<bool> DecodeActor::compute_step(Context& ctx, const std::vector<Sequence*>& batch) {
+  if (drafter_.on()) {
+    std::function<void()> job = [this, &batch] { drafter_.draft(*engine_, batch, table_.pool()); };
+    Task<void> drafted = ctx.offload(std::move(job), cost_of_rows(batch.size()));
+    co_await std::move(drafted);
+  }
+  step_.assemble(batch, table_.pool(), config_.shape);
+  Task<bool> pass = model::forward(*engine_, all_layers(config_.shape), step_.pass(), *exchange_);
+  const bool passed = co_await std::move(pass);
+  if (!passed) co_return false;
+  std::function<void()> job = [this] { step_.sample(*engine_); };
+  Task<void> sampled = ctx.offload(std::move(job), cost_of_rows(step_.pass().rows()));
+  co_await std::move(sampled);
+  co_return true;
+}
+
+Task<void> DecodeActor::offer_blocks(Context& ctx, const std::vector<Sequence*>& batch) {
+  const std::vector<Sequence*> behind = Drafter::behind(batch);
+  if (!behind.empty()) {
+    std::function<void()> job = [this, &behind] {
+      drafter_.finish(*engine_, behind, table_.pool());
+    };
+    Task<void> finished = ctx.offload(std::move(job), cost_of_rows(behind.size()));
+    co_await std::move(finished);
+  }
+  for (Sequence* sequence : batch) offers_.offer(ctx, *sequence, table_.pool(), config_.shape);
 }
 
 void DecodeActor::inject_faults() {
@@ -324,6 +368,7 @@ void DecodeActor::inject_faults() {
 }
 
 void DecodeActor::settle(Context& ctx, const std::vector<Sequence*>& batch, bool passed) {
+  uint64_t drafted = 0;
   for (size_t row = 0; row < batch.size(); ++row) {
     Sequence& sequence = *batch[row];
     if (sequence.doomed) continue;
@@ -339,22 +384,27 @@ void DecodeActor::settle(Context& ctx, const std::vector<Sequence*>& batch, bool
                                sequence.tokens.size() - 1));
       continue;
     }
-    emit(sequence, next.sampled.token, to_wire(sequence.sampling, next.sampled.logprobs));
+    counters_.drafted += next.drafted;
+    counters_.accepted += next.run.accepted;
+    counters_.step_tokens += next.run.tokens.size();
+    drafted += next.drafted;
+    emit(sequence, next.run.tokens, to_wire(next.run.logprobs));
   }
+  counters_.draft_length = static_cast<double>(drafted) / static_cast<double>(batch.size());
 }
 
 // The sequence may be gone afterwards: its last token ends it.
-void DecodeActor::emit(Sequence& sequence, TokenId token,
+void DecodeActor::emit(Sequence& sequence, std::vector<TokenId> tokens,
                        std::vector<proto::LogprobFields> logprobs) {
   proto::TokenEntry entry;
   entry.request = sequence.key.request;
   entry.attempt = sequence.key.attempt;
   entry.index = sequence.emitted();
-  entry.tokens.push_back(token);
   entry.logprobs = std::move(logprobs);
-  sequence.tokens.push_back(token);
+  sequence.tokens.insert(sequence.tokens.end(), tokens.begin(), tokens.end());
   entry.finish = finish_of(sequence, config_.shape.eos);
-  ++counters_.tokens;
+  counters_.tokens += tokens.size();
+  entry.tokens = std::move(tokens);
   if (entry.finish != base::FinishReason::kNone) table_.end(sequence);
   outbox_.add(std::move(entry));
 }

@@ -16,6 +16,7 @@
 #include "actor/actor.h"
 #include "base/fault_point.h"
 #include "decode_node/block_offers.h"
+#include "decode_node/drafter.h"
 #include "decode_node/expert_exchange.h"
 #include "decode_node/sequence_table.h"
 #include "decode_node/step_batch.h"
@@ -41,6 +42,7 @@ struct DecodeConfig {
   uint64_t kv_bytes = 512u << 20;
   uint32_t max_batch = 32;
   bool share_ngram = false;  // n-gram rows come from the rank whose share has them
+  uint32_t mtp_steps = 0;  // drafts of a sequence in a step, at most; the shape must offer them
   uint32_t max_sequences = 1024;
   base::Duration scrub{};  // time in which all weights in memory are checked once; 0: never
   std::vector<base::NodeFault> faults;  // of this node; `after` counts steps
@@ -108,14 +110,18 @@ class DecodeActor final : public actor::Actor,
 
   proto::Outcome absent(const SequenceKey& key);
   proto::Outcome take_rows(Context& ctx, const Incoming<proto::KvLayer>& in);
-  proto::Outcome take_commit(Context& ctx, const proto::KvCommit& commit);
+  bool sound(const Incoming<proto::KvCommit>& in) const;
+  proto::Outcome take_commit(Context& ctx, const Incoming<proto::KvCommit>& in);
   void begin_decode(Context& ctx, Sequence& sequence);
 
   void kick(Context& ctx);
   Task<void> run_steps(Context& ctx);
   void inject_faults();
+  Task<bool> compute_step(Context& ctx, const std::vector<Sequence*>& batch);
   void settle(Context& ctx, const std::vector<Sequence*>& batch, bool passed);
-  void emit(Sequence& sequence, TokenId token, std::vector<proto::LogprobFields> logprobs);
+  Task<void> offer_blocks(Context& ctx, const std::vector<Sequence*>& batch);
+  void emit(Sequence& sequence, std::vector<TokenId> tokens,
+            std::vector<proto::LogprobFields> logprobs);
   void fail_attempt(Context& ctx, Sequence& sequence, base::Code code, std::string what,
                     bool without_cache = false);
   Task<void> report(Context& ctx, proto::AttemptFailed message);
@@ -130,6 +136,7 @@ class DecodeActor final : public actor::Actor,
   BlockOffers offers_;
   experts::ExpertService service_;
   lookup::NgramService ngram_;
+  Drafter drafter_;
   StepBatch step_;
   std::unique_ptr<model::Engine> engine_;     // null until loaded
   std::unique_ptr<ExpertExchange> exchange_;  // with the engine

@@ -29,6 +29,11 @@ base::Result<std::unique_ptr<actor::Actor>> make_actor(Model& loaded, node::Proc
                       "[decode] kv_bytes: {} bytes do not hold one KV block of {} tokens",
                       config.decode_kv_bytes, model::kBlockTokens);
   }
+  if (config.mtp_steps > 0 && decode.shape.mtp_steps == 0) {
+    return base::fail(base::Code::kConfig,
+                      "[decode] mtp_steps: {} has no drafting block (model.mtp.*); only 0 works",
+                      config.model);
+  }
   decode.identity = info.identity;
   decode.identity.model = decode.shape.model_digest;
   decode.identity.layout = decode.shape.layout_digest;
@@ -41,6 +46,7 @@ base::Result<std::unique_ptr<actor::Actor>> make_actor(Model& loaded, node::Proc
   decode.kv_bytes = config.decode_kv_bytes;
   decode.max_batch = config.max_batch;
   decode.share_ngram = config.decode_share_ngram;
+  decode.mtp_steps = config.mtp_steps;
   decode.scrub = std::chrono::milliseconds(config.scrub_ms);
   decode.faults = node::faults_of(info);
   return std::make_unique<decode::DecodeActor>(std::move(decode));

@@ -8,7 +8,7 @@
 #include "base/generation.h"
 #include "base/time.h"
 #include "decode_node/kv_intake.h"
-#include "model/kv_pool.h"
+#include "model/speculation.h"
 
 namespace decode {
 
@@ -36,8 +36,12 @@ struct Sequence {
   struct First {
     TokenId token = 0;
     std::vector<proto::LogprobFields> logprobs;  // none or one
+    std::vector<float> hidden;                   // the row it was sampled from; empty: not wanted
   };
   std::optional<First> first;  // sampled by the last stage
+  // While it runs, where drafts are made (drafter.h).
+  std::optional<model::Speculation> speculation;
+  model::DraftLength draft_length;
   Time deadline{};
   Time heard{};         // of its stages; the reservation counts
   uint64_t ticket = 0;  // order of admission to the batch; 0: still a reservation

@@ -22,7 +22,7 @@ base::FinishReason finish_of(const Sequence& sequence, std::span<const TokenId> 
 SequenceTable::SequenceTable(const model::Shape& shape, Options options)
     : shape_(shape),
       options_(options),
-      pool_(options.blocks, model::LayerRange{0, shape.layers}, shape.kv_row_bytes) {
+      pool_(options.blocks, model::LayerRange{0, shape.kv_layers()}, shape.kv_row_bytes) {
   CHECK(options.max_batch > 0 && options.max_batch <= std::numeric_limits<uint16_t>::max(),
         "a batch of at most {}", options.max_batch);
 }
@@ -59,7 +59,7 @@ Outcome SequenceTable::reserve(const proto::ReserveKv& m, Time now) {
   sequence->block_root = m.block_root;
   sequence->space = m.space;
   sequence->stored_blocks = static_cast<uint32_t>(m.tokens.size()) / model::kBlockTokens;
-  sequence->intake = KvIntake(shape_.layers, static_cast<uint32_t>(m.tokens.size()));
+  sequence->intake = KvIntake(shape_.kv_layers(), static_cast<uint32_t>(m.tokens.size()));
   sequence->deadline = now + allowed;
   sequence->heard = now;
   sequence->tokens.reserve(m.prompt_tokens + most);

@@ -1,5 +1,7 @@
-// StepBatch: the arithmetic side of one decode step. Each member adds one row: its last token, at
-// the position after its KV. Memory is reused from step to step. No Context; sample() runs where
+// StepBatch: the arithmetic side of one decode step. Each member adds a row for its last token, at
+// the position after its KV, and one for each of its drafts behind it. What the target samples in
+// those rows is emitted as far as the drafts were right (model/speculation.h); KV of wrong ones is
+// overwritten by later steps. Memory is reused from step to step. No Context; sample() runs where
 // computing happens.
 #pragma once
 #include <span>
@@ -8,7 +10,7 @@
 
 #include "decode_node/sequence.h"
 #include "model/engine.h"
-#include "model/sampler.h"
+#include "model/speculation.h"
 
 namespace decode {
 
@@ -19,20 +21,24 @@ class StepBatch {
   model::Pass& pass() { return pass_; }
 
   struct Next {
-    bool finite = false;  // false: a numerical error in this row; nothing was sampled
-    model::Sampled sampled;
+    bool finite = false;  // false: a numerical error in the first row; nothing was sampled
+    model::Verified run;  // else at least one token; it ends before a later row that is not finite
+    uint32_t drafted = 0;
   };
-  // After the pass: the next token of each member.
+  // After the pass: the next tokens of each member, whose speculation learns of them.
   void sample(model::Engine& engine);
   const std::vector<Next>& next() const { return next_; }  // one a member
-  // Why next()[row] is not finite, for people.
-  std::string fault(size_t row) const;
+  // Why next()[member] is not finite, for people.
+  std::string fault(size_t member) const;
 
  private:
+  Next verify(size_t member, const model::Shape& shape) const;
+
   std::span<Sequence* const> members_;
-  model::Pass pass_;
+  model::Pass pass_;            // a segment for each member
   std::vector<uint32_t> rows_;  // 0, 1, 2 …
   std::vector<float> logits_;   // [rows, vocab]
+  std::vector<float> hidden_;   // [rows, hidden], final; only where drafts are made
   std::vector<Next> next_;
 };
 

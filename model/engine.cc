@@ -54,6 +54,7 @@ EngineOptions engine_options(const base::ClusterConfig& config) {
   options.hierarchical.on = config.hierarchical_index;
   options.threads = config.threads;
   options.verify_products = config.verify_products;
+  options.mtp = config.mtp_steps > 0;
   return options;
 }
 

@@ -52,6 +52,12 @@ struct Shape {
   PrefillCost cost;
   // KV entries of a block on a node that has every layer: the drafting block's is the last.
   uint32_t kv_layers() const { return layers + (mtp_steps > 0 ? 1 : 0); }
+  // The layers whose KV a node keeps that computes `of`: with the last one comes the drafting
+  // block's.
+  LayerRange kv_range(LayerRange of) const {
+    return {of.begin, of.end == layers ? kv_layers() : of.end};
+  }
+  bool keeps_drafts(LayerRange of) const { return mtp_steps > 0 && of.end == layers; }
   base::Hash128 model_digest;       // same model
   base::Hash128 layout_digest;      // same KV rows: dtype, layout, span and segment sizes
   base::Hash128 arithmetic_digest;  // same result bits of the fixed probe
@@ -165,6 +171,11 @@ class Engine {
   // the former draft's. Out: pass.h is the hidden row that drafts the token after that. Writes the
   // KV rows of the pass's positions in layer shape().layers.  REQUIRES: shape().mtp_steps > 0
   virtual void draft(Pass& pass, DraftIndex index) { (void)pass, (void)index; }
+  // Only what draft() writes: afterwards the KV rows of the pass's positions in layer
+  // shape().layers are those of draft(); pass.h is scratch, not finite where a row is not. A row is
+  // made of its token and hidden row alone, so prefill needs no more, and ranks may share a
+  // sequence. The default runs draft(), for engines that have every row before.
+  virtual void begin_draft(Pass& pass) { draft(pass, DraftIndex::kFresh); }
   // logits[i] = lm_head · pass.h[rows[i]]: pass.h as draft() left it.
   virtual void draft_head(const Pass& pass, std::span<const uint32_t> rows,
                           std::span<float> logits) {
@@ -258,6 +269,9 @@ base::Result<std::unique_ptr<Engine>> make_local_engine(const Checkpoint& checkp
 struct OracleOptions {
   uint32_t layers = 4, experts = 8, topk = 3, vocab = 512, max_context = 4096;
   uint64_t seed = 1;
+  // Draft steps that it offers. Above 0 it is another model: three greedy tokens in four follow
+  // from the token before, and so do its drafts as often as their own KV is right.
+  uint32_t mtp_steps = 0;
 };
 std::unique_ptr<Engine> make_oracle_engine(const OracleOptions& options);
 

@@ -72,8 +72,9 @@ struct KvSeen {
 };
 struct GenerateOptions {
   uint32_t chunk = 256;  // 0: the whole prompt at once
-  uint32_t mtp_steps =
-      0;  // drafts a round, at most what the engine offers; never changes the answer
+  // Drafts a round, at most what the engine offers; never changes the answer.
+  uint32_t mtp_steps = 0;
+  bool adapt = false;  // as many of them as pay, as decode ranks do (draft_length.h)
   DraftIndex later_drafts = DraftIndex::kReuseAppend;
   std::function<void(const KvSeen&)> at_end = nullptr;  // for tests
 };

@@ -18,6 +18,8 @@ class Run {
         shape_(engine.shape()),
         sampling_(sampling),
         steps_(std::min({options.mtp_steps, shape_.mtp_steps, kMaxDraftSteps})),
+        adapt_(options.adapt),
+        length_(steps_),
         later_(options.later_drafts),
         prompt_size_(prompt.size()),
         tokens_(prompt.begin(), prompt.end()),
@@ -53,7 +55,8 @@ class Run {
   Verified round(const Verified& before, DraftCounters& counters) {
     tokens_.insert(tokens_.end(), before.tokens.begin(), before.tokens.end());
     const auto left = static_cast<uint32_t>(sampling_.max_tokens - emitted().size());
-    if (steps_ > 0) draft(std::min(steps_, left - 1));
+    const uint32_t steps = adapt_ ? length_.steps() : steps_;
+    if (steps_ > 0) draft(std::min(steps, left - 1));
     const std::vector<TokenId> drafts(speculation_.drafts().begin(), speculation_.drafts().end());
     tokens_.insert(tokens_.end(), drafts.begin(), drafts.end());
     const auto count = static_cast<uint32_t>(drafts.size()) + 1;
@@ -63,6 +66,7 @@ class Run {
     std::iota(rows_.begin(), rows_.end(), 0u);
     Verified out = judge(rows_, drafts);
     counters.add(count - 1, out.accepted);
+    length_.add(count - 1, out.accepted);
     done_ += out.accepted + 1;
     if (steps_ > 0)
       speculation_.add_hidden(std::span(hidden_).first((out.accepted + 1) * shape_.hidden));
@@ -116,6 +120,8 @@ class Run {
   const Shape& shape_;
   const base::Sampling& sampling_;
   const uint32_t steps_;
+  const bool adapt_;
+  DraftLength length_;
   const DraftIndex later_;
   const size_t prompt_size_;
   std::vector<TokenId> tokens_;  // prompt and emitted

@@ -104,13 +104,14 @@ Shape shape_of(const ModelConfig& config, const base::Hash128& model_digest,
   shape.model_digest = model_digest;
   // All that decides the bits of a KV row, so that rows of different arithmetic never meet.
   const HierarchicalIndex& index = options.hierarchical;
-  const std::string layout = fmt::format(
+  std::string layout = fmt::format(
       "kv {} bytes {} latent {} index {} span {} tile {} segment {} lanes {} weights {} mode {} "
       "hierarchical {} {} {}",
       name_of(options.kv), shape.kv_row_bytes, config.latent(),
       config.indexer ? config.indexer->head_dim : 0, options.span, kTile, kDotSegment, kLanes,
       static_cast<int>(options.weights), static_cast<int>(options.mode), index.on,
       index.on ? index.keep : 0, index.on ? index.from : 0);
+  if (shape.mtp_steps > 0) layout += " drafting";
   shape.layout_digest = base::hash128(layout);
   return shape;
 }

@@ -23,8 +23,13 @@ void LocalEngine::load_draft(const WeightReader& read) {
   w.norm = read.vector("model.mtp.norm.weight", c.hidden);
 }
 
+AttentionSite LocalEngine::draft_site() const {
+  return {draft_->layer.attention[0], config_.indexer ? &draft_->layer.indexer : nullptr,
+          config_.layers, /*j=*/0};
+}
+
 // u = eh_proj [RMS(E[t]; enorm) | RMS(h; hnorm)];  u += MLA(RMS(u));  u += MLP(RMS(u));  h = RMS(u)
-void LocalEngine::draft(Pass& pass, DraftIndex index) {
+void LocalEngine::join_draft(Pass& pass) {
   CHECK(draft_ != nullptr, "the drafting block is not loaded");
   const uint32_t rows = pass.rows(), hidden = config_.hidden;
   CHECK(pass.h.size() == size_t{rows} * hidden, "{} values for {} rows", pass.h.size(), rows);
@@ -41,18 +46,25 @@ void LocalEngine::draft(Pass& pass, DraftIndex index) {
   rms_norm_rows(norm, s.y.data(), draft_->embedding_norm.data(), joined.data());
   rms_norm_rows(norm, pass.h.data(), draft_->hidden_norm.data(), joined.data() + hidden);
   multiply(compute_, {&draft_->join, joined.data(), 2 * hidden, rows, pass.h.data(), hidden});
+}
 
+void LocalEngine::begin_draft(Pass& pass) {
+  join_draft(pass);
+  Scratch& s = scratch(pass);
+  attention_.begin(draft_site(), pass, s.attention, Positions::kOwn);
+}
+
+void LocalEngine::draft(Pass& pass, DraftIndex index) {
+  join_draft(pass);
+  Scratch& s = scratch(pass);
   const bool fresh = index == DraftIndex::kFresh;
-  const AttentionSite site{draft_->layer.attention[0],
-                           config_.indexer ? &draft_->layer.indexer : nullptr, config_.layers,
-                           /*j=*/0};
+  const AttentionSite site = draft_site();
   const bool reuses = config_.indexer && !fresh;
   if (reuses) s.attention.chosen = s.draft_sets.reuse(pass, index);
   attention_.run(site, pass, s.attention, reuses ? Positions::kGiven : Positions::kOwn);
   if (config_.indexer && fresh) s.draft_sets.keep(pass, s.attention.chosen);
   mlp(config_.layers, 1, pass);
-  norm.y_stride = hidden;
-  rms_norm_rows(norm, pass.h.data(), draft_->norm.data(), pass.h.data());
+  norm(pass.h.data(), draft_->norm, pass.rows(), pass.h.data());
 }
 
 void LocalEngine::draft_head(const Pass& pass, std::span<const uint32_t> rows,

@@ -72,6 +72,7 @@ class LocalEngine final : public Engine {
   void prefetch(const Pass& pass) override;
   const NgramTables* ngram_tables() const override { return ngram_.get(); }
   void draft(Pass& pass, DraftIndex index) override;
+  void begin_draft(Pass& pass) override;
   void draft_head(const Pass& pass, std::span<const uint32_t> rows,
                   std::span<float> logits) override;
   const Integrity* integrity() const override { return &integrity_; }
@@ -99,6 +100,8 @@ class LocalEngine final : public Engine {
                       AttentionWeights& out) const;
   void load_indexer(const WeightReader& read, const std::string& prefix, IndexerWeights& out) const;
   void load_draft(const WeightReader& read);
+  AttentionSite draft_site() const;
+  void join_draft(Pass& pass);  // h ← u, the drafting block's input
   void list_weights();          // fills scrubbed_
   void spoil_next(Pass& pass);  // when inject() has asked for it
   // Word rows of the pass's tokens.  out: [rows, hidden]

@@ -39,7 +39,11 @@ enum class Op : uint64_t {
   kMlp,
   kExpert,
   kCombine,
-  kHead
+  kHead,
+  kFollow,
+  kJoin,
+  kDraft,
+  kDraftHead
 };
 
 struct State {
@@ -108,11 +112,13 @@ class OracleEngine final : public Engine {
     shape_.ngram_context = kContext;
     shape_.max_context = options.max_context;
     shape_.eos = {kEos};
+    shape_.mtp_steps = options.mtp_steps;
     const std::array<uint64_t, 6> what{options.seed, options.layers, options.experts,
                                        options.topk, options.vocab,  options.max_context};
     shape_.model_digest = base::hash128(std::as_bytes(std::span(what)));
     shape_.layout_digest = base::hash128("oracle rows: two 64-bit hashes");
     shape_.arithmetic_digest = base::hash128("oracle arithmetic");
+    if (shape_.mtp_steps > 0) shape_.layout_digest = base::hash128("oracle rows, drafting");
   }
 
   const Shape& shape() const override { return shape_; }
@@ -233,17 +239,64 @@ class OracleEngine final : public Engine {
       const float* h = pass.h.data() + static_cast<size_t>(rows[i]) * kHidden;
       if (final_hidden != nullptr) final_hidden->insert(final_hidden->end(), h, h + kHidden);
       const uint64_t state = Chain(seed_, Op::kHead, 0).add(h).value();
-      float* out = logits.data() + i * shape_.vocab;
-      for (uint32_t v = 0; v < shape_.vocab; ++v)
-        out[v] = static_cast<float>(mix(state, v) >> 53) / 256.0f;  // [0, 8) in steps of 1/256
-      out[kEos] = 0.0f;
-      const uint64_t pick = mix(state, ~0ull);
-      const auto token = static_cast<TokenId>(pick % shape_.vocab);
-      out[(pick >> 32) % kEosOneIn == 0 ? kEos : token] = kFavourite;
+      write_logits(state, pass.tokens[rows[i]], logits.subspan(i * shape_.vocab, shape_.vocab));
+    }
+  }
+
+  void final_norm(const Pass& pass, std::span<const uint32_t> rows,
+                  std::vector<float>& out) override {
+    out.clear();
+    for (const uint32_t row : rows) {
+      const float* h = pass.h.data() + static_cast<size_t>(row) * kHidden;
+      out.insert(out.end(), h, h + kHidden);
+    }
+  }
+
+  void begin_draft(Pass& pass) override {
+    CHECK(shape_.mtp_steps > 0, "this oracle does not draft");
+    for (const Segment& segment : pass.segments) {
+      for (uint32_t i = 0; i < segment.count; ++i) {
+        float* h = row_of(pass.h, segment.row + i);
+        const TokenId next = pass.tokens[segment.row + i];
+        store(Chain(seed_, Op::kJoin, shape_.layers).add(h).add(next).wide(), h);
+      }
+    }
+    begin_attend(shape_.layers, 0, pass);
+  }
+
+  void draft(Pass& pass, DraftIndex) override {
+    begin_draft(pass);
+    end_attend(shape_.layers, 0, pass);
+    for (uint32_t r = 0; r < pass.rows(); ++r) {
+      float* h = row_of(pass.h, r);
+      store(Chain(seed_, Op::kDraft, shape_.layers).add(h).wide(), h);
+    }
+  }
+
+  void draft_head(const Pass& pass, std::span<const uint32_t> rows,
+                  std::span<float> logits) override {
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const float* h = pass.h.data() + static_cast<size_t>(rows[i]) * kHidden;
+      const uint64_t state = Chain(seed_, Op::kDraftHead, 0).add(h).value();
+      write_logits(state, pass.tokens[rows[i]], logits.subspan(i * shape_.vocab, shape_.vocab));
     }
   }
 
  private:
+  // One favourite among random logits; of a drafting oracle's, target and block, most follow from
+  // the token before.
+  void write_logits(uint64_t state, TokenId before, std::span<float> out) const {
+    for (uint32_t v = 0; v < shape_.vocab; ++v)
+      out[v] = static_cast<float>(mix(state, v) >> 53) / 256.0f;  // [0, 8) in steps of 1/256
+    out[kEos] = 0.0f;
+    const uint64_t pick = mix(state, ~0ull);
+    auto token = static_cast<TokenId>(pick % shape_.vocab);
+    if (shape_.mtp_steps > 0 && (pick >> 48) % 4 != 0) {
+      const uint64_t follows = Chain(seed_, Op::kFollow, 0).add(before).value();
+      token = kEos + 1 + static_cast<TokenId>(follows % (shape_.vocab - kEos - 1));
+    }
+    out[(pick >> 32) % kEosOneIn == 0 ? kEos : token] = kFavourite;
+  }
   static float* row_of(std::vector<float>& rows, uint32_t row) {
     return rows.data() + static_cast<size_t>(row) * kHidden;
   }

@@ -15,12 +15,11 @@
 #include <span>
 #include <vector>
 
+#include "model/draft_length.h"
 #include "model/engine.h"
 #include "model/sampler.h"
 
 namespace model {
-
-inline constexpr uint32_t kMaxDraftSteps = 16;
 
 struct DraftCounters {
   uint64_t rounds = 0;                                 // with at least one draft

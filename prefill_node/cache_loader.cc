@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "model/draft_slots.h"
+
 namespace prefill {
 
 CacheLoader::CacheLoader(Context& ctx, Party& party, Facts facts, KvShipper& shipper,
@@ -51,13 +53,20 @@ Task<void> CacheLoader::run(Fetch fetch) {
   }
   --left_[fetch.layer - facts_.layers.begin];
   if (facts_.ships) {
-    shipper_.push(fetch.layer, fetch.first * model::kBlockTokens,
-                  fetch.count * model::kBlockTokens);
+    ship(fetch);
     copy_on(fetch, answer->blobs);
   }
   count(fetch);
   pump();
   party_.moved();
+}
+
+void CacheLoader::ship(const Fetch& fetch) {
+  const uint32_t begin = fetch.first * model::kBlockTokens;
+  uint32_t end = begin + fetch.count * model::kBlockTokens;
+  if (fetch.layer < facts_.shape->layers)
+    end = std::min(end, facts_.blocks * model::kBlockTokens - facts_.recomputed);
+  shipper_.push(fetch.layer, begin, end - begin);
 }
 
 void CacheLoader::count(const Fetch& fetch) {
@@ -80,8 +89,9 @@ bool CacheLoader::take(const Fetch& fetch, const proto::FetchKv& asked,
   };
   if (!std::ranges::all_of(data.blobs, fits)) return false;
   for (uint32_t i = 0; i < fetch.count; ++i) {
-    model::copy_rows_in(facts_.kv, fetch.layer, (fetch.first + i) * model::kBlockTokens,
-                        model::kBlockTokens, data.blobs[i].view().data());
+    model::copy_slots_in(facts_.kv, *facts_.shape, fetch.layer,
+                         (fetch.first + i) * model::kBlockTokens, model::kBlockTokens,
+                         data.blobs[i].view().data());
   }
   return true;
 }
@@ -90,9 +100,10 @@ void CacheLoader::copy_on(const Fetch& fetch, const base::Blobs& blobs) {
   const base::NodeId store = facts_.copy_to[fetch.first / kBlocksOfFetch];
   if (!store) return;
   for (uint32_t i = 0; i < fetch.count; ++i) {
-    outbox_.push(ctx_, store,
-                 node::describe(facts_.chain, fetch.first + i, fetch.layer, facts_.all_layers),
-                 blobs[i]);
+    outbox_.push(
+        ctx_, store,
+        node::describe(facts_.chain, fetch.first + i, fetch.layer, facts_.shape->kv_layers()),
+        blobs[i]);
   }
 }
 

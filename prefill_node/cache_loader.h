@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "base/rendezvous.h"
-#include "model/kv_pool.h"
+#include "model/engine.h"
 #include "node/rate_meter.h"
 #include "node/store_outbox.h"
 #include "prefill_node/delivery.h"
@@ -37,7 +37,8 @@ class CacheLoader {
     uint32_t blocks = 0;                         // that are cached
     node::BlockChain chain;
     model::LayerRange layers;
-    uint32_t all_layers = 0;  // of the model
+    const model::Shape* shape = nullptr;
+    uint32_t recomputed = 0;  // last positions whose rows the job makes again, and ships itself
     model::KvView kv;
     bool ships = true;  // false: another rank of the stage does
   };
@@ -59,6 +60,7 @@ class CacheLoader {
   // False: the answer is not what was asked for; nothing of it is used.
   bool take(const Fetch& fetch, const proto::FetchKv& asked,
             const actor::Incoming<proto::KvData>& data);
+  void ship(const Fetch& fetch);
   void copy_on(const Fetch& fetch, const base::Blobs& blobs);
   void count(const Fetch& fetch);
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "model/draft_slots.h"
 #include "node/store_sites.h"
 #include "prefill_node/zigzag.h"
 
@@ -32,7 +33,7 @@ bool plausible_chain(const proto::StartPrefill& start, base::NodeId self) {
 KvShipper::Facts shipper_facts(const JobKey& key, const proto::StartPrefill& start,
                                const StageFacts& facts, const model::KvView& kv) {
   const Address decode{start.decode, proto::kDecode};
-  return {key, decode, std::max(start.credits, 1u), facts.layers, kv};
+  return {key, decode, std::max(start.credits, 1u), facts.layers, kv, facts.shape};
 }
 
 }  // namespace
@@ -61,7 +62,8 @@ Job::Job(const StageFacts& facts, proto::StartPrefill start, std::vector<model::
       kv_{&facts.pool, blocks_},
       deadline_(facts.ctx.now() +
                 std::chrono::milliseconds(std::min(start_.deadline_ms, kDeadlineMost_ms))),
-      done_(start_.cached_blocks * kBlockTokens),
+      recomputed_(facts.shape.mtp_steps > 0 && start_.cached_blocks > 0 ? 1 : 0),
+      done_(start_.cached_blocks * kBlockTokens - recomputed_),
       offered_(facts.layers.count(), start_.cached_blocks),
       inputs_(done_, total_, facts.shape.hidden * sizeof(float), StageInputs::Share{ranks_, rank_}),
       shipper_(facts.ctx, *this, shipper_facts(key_, start_, facts, kv_), facts.shipped) {
@@ -87,7 +89,8 @@ Job::Job(const StageFacts& facts, proto::StartPrefill start, std::vector<model::
   cached.copy_to.resize(groups);
   cached.blocks = start_.cached_blocks;
   cached.chain = chain();
-  cached.all_layers = facts_.shape.layers;
+  cached.shape = &facts_.shape;
+  cached.recomputed = recomputed_;
   cached.layers = facts.layers;
   cached.kv = kv_;
   loader_.emplace(facts.ctx, party, std::move(cached), shipper_, facts.outbox, facts.loaded);
@@ -207,8 +210,22 @@ void Job::moved() {
 
 void Job::layer_done(uint32_t layer) {
   if (rank_ != 0) return;
-  shipper_.push(layer, pass_begin_, pass_end_ - pass_begin_);
-  offer_to_store(layer);
+  const Slots slots = final_slots(layer);
+  if (slots.begin < slots.end) shipper_.push(layer, slots.begin, slots.end - slots.begin);
+  offer_to_store(layer, slots.end);
+}
+
+// The drafting block's slots are one row behind (draft_slots.h), and the last row is not made here.
+Job::Slots Job::final_slots(uint32_t layer) const {
+  if (layer < facts_.shape.layers) return {pass_begin_, pass_end_};
+  return {pass_begin_ == 0 ? 0 : pass_begin_ + 1, std::min(pass_end_ + 1, total_)};
+}
+
+Task<bool> Job::draft(model::Site& site, model::Engine& engine) {
+  std::function<void()> compute = [this, &engine] {
+    drafted_.compute(engine, pass_, start_.tokens);
+  };
+  return run_draft_rows(site, facts_.shape.layers, pass_, std::move(compute));
 }
 
 node::BlockChain Job::chain() const {
@@ -216,9 +233,9 @@ node::BlockChain Job::chain() const {
 }
 
 // Full blocks that were not found in the stores, as soon as their last row is there.
-void Job::offer_to_store(uint32_t layer) {
+void Job::offer_to_store(uint32_t layer, uint32_t slots) {
   const uint32_t full =
-      std::min(pass_end_ / kBlockTokens, static_cast<uint32_t>(start_.block_keys.size()));
+      std::min(slots / kBlockTokens, static_cast<uint32_t>(start_.block_keys.size()));
   uint32_t& offered = offered_[layer - facts_.layers.begin];
   if (offered >= full) return;
   const node::StoreSites sites = node::stores_in(facts_.view);
@@ -227,9 +244,10 @@ void Job::offer_to_store(uint32_t layer) {
     const auto stores = sites.of(base::group_key(start_.block_keys, offered));
     if (stores.empty() || !facts_.outbox.has_room(size)) continue;
     base::Bytes bytes(size);
-    model::copy_rows_out(kv_, layer, offered * kBlockTokens, kBlockTokens, bytes.data());
+    model::copy_slots_out(kv_, facts_.shape, layer, offered * kBlockTokens, kBlockTokens,
+                          bytes.data());
     facts_.outbox.push(facts_.ctx, stores.front(),
-                       node::describe(chain(), offered, layer, facts_.shape.layers),
+                       node::describe(chain(), offered, layer, facts_.shape.kv_layers()),
                        base::Blob(std::move(bytes)));
   }
 }
@@ -252,7 +270,7 @@ void Job::end_chunk() {
 void Job::sample(model::Engine& engine) {
   const uint32_t last_row = pass_.rows() - 1;
   std::vector<float> logits(facts_.shape.vocab);
-  engine.head(pass_, std::span(&last_row, 1), logits);
+  engine.head(pass_, std::span(&last_row, 1), logits, drafts() ? &hidden_ : nullptr);
   finite_ = model::all_finite(logits);
   if (!finite_) return;
   const std::span<const base::TokenId> all(start_.tokens);
@@ -287,7 +305,12 @@ bool Job::conclude() {
     if (sampling_.top_logprobs >= 0)
       commit.logprobs.push_back({first_->logprobs.logprob, first_->logprobs.top});
   }
-  shipper_.commit(std::move(commit));
+  base::Blobs blobs;
+  if (first_ && drafts()) {
+    blobs.push_back(base::Blob::of(std::span<const float>(hidden_)));
+    commit.hidden = base::hash128(blobs[0].view());
+  }
+  shipper_.commit(std::move(commit), std::move(blobs));
   return false;
 }
 

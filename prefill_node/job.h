@@ -9,6 +9,7 @@
 #include "node/store_outbox.h"
 #include "prefill_node/cache_loader.h"
 #include "prefill_node/chunk_plan.h"
+#include "prefill_node/draft_rows.h"
 #include "prefill_node/kv_shipper.h"
 #include "prefill_node/sequence_exchange.h"
 #include "prefill_node/stage_inputs.h"
@@ -38,7 +39,7 @@ struct StageFacts {
   Context& ctx;
   JobOwner& owner;
   const model::Shape& shape;
-  model::LayerRange layers;
+  model::LayerRange layers;  // whose KV the stage keeps (Shape::kv_range)
   model::KvPool& pool;
   const ChunkPlan& chunks;
   ShipperCounters& shipped;
@@ -80,6 +81,9 @@ class Job final : private Party {
   Task<bool> gather(uint32_t layer, uint32_t part);
   // The KV rows of the chunk in `layer` are final, on every rank: rank 0's leave.
   void layer_done(uint32_t layer);
+  // The stage makes the KV of the drafting block: after the layers, for each chunk.
+  bool drafts() const { return facts_.layers.end > facts_.shape.layers; }
+  Task<bool> draft(model::Site& site, model::Engine& engine);
   // A row of the chunk is not finite: the attempt fails, nothing more of it leaves.
   void numerical_error(const std::string& what);
   // The pass has ended: its rows leave for the next stage.
@@ -119,7 +123,12 @@ class Job final : private Party {
   void wake_pass();
   Task<void> resume_pass();
   node::BlockChain chain() const;
-  void offer_to_store(uint32_t layer);
+  // Of the slots of `layer`, those that the chunk in the pass has made final.
+  struct Slots {
+    uint32_t begin = 0, end = 0;
+  };
+  Slots final_slots(uint32_t layer) const;
+  void offer_to_store(uint32_t layer, uint32_t slots);
   uint32_t next_count() const;
 
   // Constant after construction.
@@ -132,6 +141,8 @@ class Job final : private Party {
   const std::vector<model::BlockId> blocks_;
   const model::KvView kv_;
   const base::Time deadline_;
+  // With a drafting block the last cached token is computed again: its hidden row is wanted.
+  const uint32_t recomputed_;
   // Owned state.
   uint32_t done_;  // tokens whose KV is computed or cached
   bool computing_ = false, over_ = false, committing_ = false;
@@ -141,6 +152,8 @@ class Job final : private Party {
   uint32_t pass_begin_ = 0, pass_end_ = 0;
   base::Slot<bool>* waiting_ = nullptr;  // in the frame of await_kv()
   uint32_t waiting_layer_ = 0;
+  DraftRows drafted_;
+  std::vector<float> hidden_;  // the last token's final hidden row, where drafts() and sampled
   std::optional<model::Sampled> first_;
   bool finite_ = true;
   StageInputs inputs_;

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "model/draft_slots.h"
 
 namespace prefill {
 
@@ -16,7 +17,8 @@ void KvShipper::pump() {
     const Piece piece = waiting_.front();
     waiting_.pop_front();
     base::Bytes bytes(static_cast<size_t>(piece.count) * facts_.kv.pool->row_bytes());
-    model::copy_rows_out(facts_.kv, piece.layer, piece.begin, piece.count, bytes.data());
+    model::copy_slots_out(facts_.kv, facts_.shape, piece.layer, piece.begin, piece.count,
+                          bytes.data());
     base::Blob rows(std::move(bytes));
 
     proto::KvLayer message;
@@ -67,7 +69,7 @@ Task<void> KvShipper::ship(proto::KvLayer message, base::Blob rows) {
   party_.moved();
 }
 
-void KvShipper::commit(proto::KvCommit commit) {
+void KvShipper::commit(proto::KvCommit commit, base::Blobs blobs) {
   CHECK(idle(), "a commit with {} messages unacknowledged", unacknowledged_);
   commit.layer_begin = facts_.layers.begin;
   commit.layer_end = facts_.layers.end;
@@ -78,14 +80,14 @@ void KvShipper::commit(proto::KvCommit commit) {
   }
   committing_ = true;
   silent_ = 0;
-  tasks_.start(send_commit(std::move(commit)));
+  tasks_.start(send_commit(std::move(commit), std::move(blobs)));
   listen();
 }
 
-Task<void> KvShipper::send_commit(proto::KvCommit commit) {
+Task<void> KvShipper::send_commit(proto::KvCommit commit, base::Blobs blobs) {
   DeliveryOptions options{"kv.commit"};
-  Task<bool> delivery =
-      deliver<proto::Done>(ctx_, party_, facts_.decode, std::move(commit), base::Blobs{}, options);
+  Task<bool> delivery = deliver<proto::Done>(ctx_, party_, facts_.decode, std::move(commit),
+                                             std::move(blobs), options);
   committed_ = co_await std::move(delivery);
   if (committed_) party_.moved();
 }

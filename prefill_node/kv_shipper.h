@@ -6,7 +6,7 @@
 #include <map>
 #include <vector>
 
-#include "model/kv_pool.h"
+#include "model/engine.h"
 #include "prefill_node/delivery.h"
 #include "prefill_node/job_key.h"
 #include "prefill_node/task_set.h"
@@ -31,6 +31,7 @@ class KvShipper {
     uint32_t credits = 1;
     model::LayerRange layers;
     model::KvView kv;  // outlives the shipper's tasks, or the party is over
+    const model::Shape& shape;
   };
   KvShipper(Context& ctx, Party& party, Facts facts, ShipperCounters& counters)
       : ctx_(ctx),
@@ -39,10 +40,11 @@ class KvShipper {
         counters_(counters),
         digests_(facts_.layers.count()) {}
 
-  // The rows are final.
+  // The rows (slots: draft_slots.h) are final.
   void push(uint32_t layer, uint32_t begin, uint32_t count);
-  // Fills layers and digests; REQUIRES: idle(), all rows pushed. moved() when it was taken.
-  void commit(proto::KvCommit commit);
+  // Fills layers and digests; `blobs` go along. REQUIRES: idle(), all rows pushed. moved() when it
+  // was taken.
+  void commit(proto::KvCommit commit, base::Blobs blobs);
 
   bool idle() const { return waiting_.empty() && unacknowledged_ == 0; }
   bool committed() const { return committed_; }
@@ -54,7 +56,7 @@ class KvShipper {
   };
   void pump();
   Task<void> ship(proto::KvLayer message, base::Blob rows);
-  Task<void> send_commit(proto::KvCommit commit);
+  Task<void> send_commit(proto::KvCommit commit, base::Blobs blobs);
   void listen();
   Task<void> count_silence();
 

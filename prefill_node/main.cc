@@ -33,6 +33,7 @@ base::Result<std::unique_ptr<actor::Actor>> make_actor(Model& loaded, node::Proc
     stage.layers = layers;
     stage.embedding = layers.begin == 0;
     stage.head = layers.end == loaded.checkpoint->config().layers;
+    stage.mtp = options.mtp && stage.head;
     return model::make_local_engine(*loaded.checkpoint, stage);
   };
   prefill.load_percent = &loaded.load_percent;

@@ -76,8 +76,9 @@ Task<void> PrefillActor::load(Context& ctx, model::LayerRange layers, uint64_t t
     co_return;
   }
   if (turn != loads_) co_return;
+  const model::LayerRange kept = config_.shape.kv_range(layers);
   const uint64_t block_bytes =
-      uint64_t{config_.shape.kv_row_bytes} * model::kBlockTokens * layers.count();
+      uint64_t{config_.shape.kv_row_bytes} * model::kBlockTokens * kept.count();
   const uint64_t blocks = config_.kv_bytes / block_bytes;
   layers_ = layers;
   engine_ = std::move(*made);
@@ -91,7 +92,7 @@ Task<void> PrefillActor::load(Context& ctx, model::LayerRange layers, uint64_t t
   }
   pool_ =
       std::make_unique<model::KvPool>(static_cast<uint32_t>(std::min<uint64_t>(blocks, UINT32_MAX)),
-                                      layers, config_.shape.kv_row_bytes);
+                                      kept, config_.shape.kv_row_bytes);
   membership_.ready(ctx);
   if (config_.scrub.count() > 0) ctx.spawn(scrub(ctx, ++engines_));
 }
@@ -243,7 +244,7 @@ Outcome PrefillActor::open_job(Context& ctx, const proto::StartPrefill& start) {
   const StageFacts facts{ctx,
                          *this,
                          config_.shape,
-                         layers_,
+                         config_.shape.kv_range(layers_),
                          *pool_,
                          chunks_,
                          counters_.shipped,
@@ -378,7 +379,11 @@ Task<void> PrefillActor::compute(Context& ctx, Job& job) {
   ++chunks_begun_;
   StageSite site(ctx, *engine_, job, dispatch_.get(), lookup_.get());
   Task<bool> pass = model::forward(*engine_, layers_, job.pass(), site);
-  const bool whole = co_await std::move(pass);
+  bool whole = co_await std::move(pass);
+  if (whole && job.drafts()) {
+    Task<bool> drafting = job.draft(site, *engine_);
+    whole = co_await std::move(drafting);
+  }
   if (whole) prefill_rate_.add(job.pass().rows(), site.seconds(), ctx.now());
   if (!experts::can_be_trusted(ctx, *engine_) && !job.over()) remove(job);
   if (!whole || job.over() || !job.samples() || !job.at_last_token()) co_return;

@@ -83,7 +83,8 @@ struct SequenceKv {
 base::Hash128 sequence_digest(const SequenceKv& message, base::ByteView rows);
 
 // Stage → decode rank: KV rows of one layer of one chunk, as soon as the layer is done. Blob:
-// token_count rows.
+// token_count rows. Where the model drafts its block's layer comes last, and there the row that
+// goes with a token is that of the position before it (model/draft_slots.h).
 struct KvLayer {
   static constexpr uint16_t kType = 24;
   static constexpr const char* kName = "KvLayer";
@@ -113,7 +114,8 @@ struct LogprobFields {
 
 // Stage → decode rank, when each of its KvLayer was acknowledged: these layers are complete. The
 // sequence runs when the commits of all stages cover all layers and the digests match. The last
-// stage's carries the first token.
+// stage's carries the first token and, for a model that drafts, its last token's final hidden row:
+// one blob, f32 [hidden].
 struct KvCommit {
   static constexpr uint16_t kType = 26;
   static constexpr const char* kName = "KvCommit";
@@ -125,8 +127,9 @@ struct KvCommit {
   uint32_t token = 0;
   std::vector<LogprobFields> logprobs;  // none or one
   uint32_t cached_tokens = 0;
+  base::Hash128 hidden;  // hash128 of the blob; zero: none
   FIELDS(request, attempt, layer_begin, layer_end, tokens, digests, has_token, token, logprobs,
-         cached_tokens)
+         cached_tokens, hidden)
 };
 
 // Decode rank → coordinator: newly emitted tokens of any number of sequences, one message a step.

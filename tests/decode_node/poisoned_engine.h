@@ -33,6 +33,16 @@ class PoisonedEngine final : public model::Engine {
     }
   }
 
+  void final_norm(const model::Pass& pass, std::span<const uint32_t> rows,
+                  std::vector<float>& out) override {
+    inner_->final_norm(pass, rows, out);
+  }
+  void draft(model::Pass& pass, model::DraftIndex index) override { inner_->draft(pass, index); }
+  void draft_head(const model::Pass& pass, std::span<const uint32_t> rows,
+                  std::span<float> logits) override {
+    inner_->draft_head(pass, rows, logits);
+  }
+
  private:
   const std::unique_ptr<model::Engine> inner_;
   const model::TokenId poison_;

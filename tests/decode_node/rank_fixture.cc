@@ -1,6 +1,9 @@
 #include "tests/decode_node/rank_fixture.h"
 
 #include <algorithm>
+#include <numeric>
+
+#include "model/draft_slots.h"
 
 namespace decode {
 
@@ -229,7 +232,7 @@ FakeCluster::Prefilled::Prefilled(model::Engine& engine, const Request& request)
     : tokens(request.prompt),
       pool(model::KvPool::blocks_for(
                static_cast<uint32_t>(request.prompt.size() + request.tokens().size())),
-           {0, engine.shape().layers}, engine.shape().kv_row_bytes),
+           {0, engine.shape().kv_layers()}, engine.shape().kv_row_bytes),
       blocks(*pool.allocate(pool.total())) {
   const std::vector<TokenId> emitted = request.tokens();
   tokens.insert(tokens.end(), emitted.begin(), emitted.end());
@@ -240,11 +243,20 @@ FakeCluster::Prefilled::Prefilled(model::Engine& engine, const Request& request)
   segment.kv = kv();
   pass.segments = {segment};
   model::InlineSite site(engine);
-  base::run_inline(model::forward(engine, pool.layers(), pass, site));
+  base::run_inline(model::forward(engine, {0, engine.shape().layers}, pass, site));
   std::vector<float> logits(engine.shape().vocab);
   const uint32_t last = segment.count - 1;
-  engine.head(pass, std::span(&last, 1), logits);
+  engine.head(pass, std::span(&last, 1), logits, &hidden);
   first = model::sample({logits, request.prompt, emitted, engine.shape().eos}, request.sampling);
+  if (engine.shape().mtp_steps == 0 || last == 0) return;
+  std::vector<uint32_t> rows(last);
+  std::iota(rows.begin(), rows.end(), 0u);
+  model::Pass drafts;
+  engine.final_norm(pass, rows, drafts.h);
+  drafts.tokens.assign(tokens.begin() + 1, tokens.end());
+  segment.count = last;
+  drafts.segments = {segment};
+  engine.begin_draft(drafts);
 }
 
 Task<void> FakeCluster::ship(Context& ctx, RequestId id, Prefilled* prefilled, KvSent* sent) {
@@ -252,10 +264,10 @@ Task<void> FakeCluster::ship(Context& ctx, RequestId id, Prefilled* prefilled, K
   const Request& request = requests_.at(id);
   const auto count = static_cast<uint32_t>(prefilled->tokens.size());
   const model::KvView kv = prefilled->kv();
-  sent->chains.resize(shape.layers);
+  sent->chains.resize(shape.kv_layers());
   std::vector<base::Future<void>> away;
   for (uint32_t begin = 0; begin < count; begin += request.chunk) {
-    for (uint32_t layer = 0; layer < shape.layers; ++layer) {
+    for (uint32_t layer = 0; layer < shape.kv_layers(); ++layer) {
       proto::KvLayer message;
       message.request = id;
       message.attempt = prefilled->attempt;
@@ -263,7 +275,7 @@ Task<void> FakeCluster::ship(Context& ctx, RequestId id, Prefilled* prefilled, K
       message.token_begin = begin;
       message.token_count = std::min(request.chunk, count - begin);
       base::Bytes rows(static_cast<size_t>(message.token_count) * shape.kv_row_bytes);
-      model::copy_rows_out(kv, layer, begin, message.token_count, rows.data());
+      model::copy_slots_out(kv, shape, layer, begin, message.token_count, rows.data());
       const base::Hash128 digest = proto::kv_digest(layer, begin, rows);
       sent->chains[layer] = proto::kv_chain(sent->chains[layer], digest);
       away.push_back(base::start(send_layer(ctx, message, base::Blob(std::move(rows)), sent)));
@@ -279,7 +291,7 @@ Task<void> FakeCluster::ship(Context& ctx, RequestId id, Prefilled* prefilled, K
 Task<bool> FakeCluster::commit(Context& ctx, RequestId id, Prefilled* prefilled,
                                const KvSent* sent) {
   const Request& request = requests_.at(id);
-  const uint32_t layers = engine_->shape().layers;
+  const uint32_t layers = engine_->shape().kv_layers();
   for (uint32_t stage = 0; stage < 2; ++stage) {
     if (!sent->ok) co_return false;
     proto::KvCommit message;
@@ -299,7 +311,12 @@ Task<bool> FakeCluster::commit(Context& ctx, RequestId id, Prefilled* prefilled,
     }
     const actor::CallOptions options{"kv.commit", 100ms, 20s};
     const actor::Address to{request.rank, proto::kDecode};
-    auto call = ctx.call<proto::Done>(to, message, options);
+    base::Blobs blobs;
+    if (stage == 1 && engine_->shape().mtp_steps > 0) {
+      blobs.push_back(base::Blob::of(std::span<const float>(prefilled->hidden)));
+      message.hidden = base::hash128(blobs[0].view());
+    }
+    auto call = ctx.call<proto::Done>(to, message, options, std::move(blobs));
     const auto answer = co_await std::move(call);
     if (answer && answer->msg.outcome == proto::Outcome::kStale) co_return true;
     if (!answer || answer->msg.outcome != proto::Outcome::kOk) co_return false;
@@ -320,7 +337,7 @@ void FakeCluster::on(Context& ctx, const Incoming<proto::TokenOut>& in) {
       const uint32_t index = entry.index + static_cast<uint32_t>(i);
       const auto [at, fresh] = request.emitted.try_emplace(index, entry.tokens[i]);
       EXPECT_EQ(at->second, entry.tokens[i]) << "token " << index << " came twice and differs";
-      if (fresh) request.logprobs += entry.logprobs.size();
+      if (fresh && i < entry.logprobs.size()) ++request.logprobs;
     }
     if (entry.finish != base::FinishReason::kNone) request.finish = entry.finish;
   }
@@ -357,6 +374,7 @@ void RankTest::build(Setup setup) {
       };
       config.kv_bytes = setup.kv_bytes;
       config.max_batch = setup.max_batch;
+      config.mtp_steps = setup.mtp_steps;
       return std::make_unique<DecodeActor>(std::move(config));
     });
   }

@@ -83,6 +83,7 @@ class FakeCluster final : public actor::Actor {
     model::KvPool pool;
     std::vector<model::BlockId> blocks;
     model::Sampled first;
+    std::vector<float> hidden;  // that it was sampled from
     uint32_t attempt = 0;
   };
   struct KvSent {
@@ -119,6 +120,7 @@ class RankTest : public ::testing::Test {
     uint32_t ranks = 1;
     uint32_t max_batch = 8;
     uint64_t kv_bytes = 4u << 20;
+    uint32_t mtp_steps = 0;  // oracle.mtp_steps offers them
     std::function<std::unique_ptr<model::Engine>()> make_engine = {};  // default: the oracle
   };
   void build(Setup setup);

@@ -27,6 +27,7 @@ class WrappedEngine : public Engine {
   }
   void prefetch(const Pass& pass) override { inner_.prefetch(pass); }
   void draft(Pass& pass, DraftIndex index) override { inner_.draft(pass, index); }
+  void begin_draft(Pass& pass) override { inner_.begin_draft(pass); }
   void draft_head(const Pass& pass, std::span<const uint32_t> rows,
                   std::span<float> logits) override {
     inner_.draft_head(pass, rows, logits);

@@ -1,5 +1,8 @@
 #include "tests/prefill_node/fixture.h"
 
+#include <numeric>
+
+#include "model/draft_slots.h"
 #include "model/forward.h"
 #include "model/sampler.h"
 
@@ -11,9 +14,10 @@ using proto::Outcome;
 
 constexpr uint32_t kLayers = 4;
 
-model::OracleOptions oracle() {
+model::OracleOptions oracle(uint32_t mtp_steps) {
   model::OracleOptions options;
   options.layers = kLayers;
+  options.mtp_steps = mtp_steps;
   return options;
 }
 
@@ -153,6 +157,7 @@ void FakeDecode::on(Context& ctx, const Incoming<proto::KvCommit>& in) {
   if (silent) return;
   Collected& got = collected[{in->request, in->attempt}];
   got.commits[in->layer_begin] = in.msg;
+  if (in.blobs.size() == 1) got.hidden = in.blobs[0];
   if (in->has_token) commit_order.try_emplace(in->request.value, commit_order.size());
   proto::Done done;
   for (uint32_t layer = in->layer_begin; layer < in->layer_end; ++layer) {
@@ -169,9 +174,9 @@ void FakeDecode::on(Context& ctx, const Incoming<proto::KvCommit>& in) {
 
 Cluster::Cluster(const ClusterOptions& options)
     : sim({.seed = options.seed}),
-      shape(model::make_oracle_engine(oracle())->shape()),
+      shape(model::make_oracle_engine(oracle(options.mtp_steps))->shape()),
       options_(options),
-      judge_(model::make_oracle_engine(oracle())) {
+      judge_(model::make_oracle_engine(oracle(options.mtp_steps))) {
   const uint32_t stages = options.stages, ranks = options.sequence_ranks;
   sim.add(
       "coordinator", proto::kCoordinator,
@@ -188,7 +193,8 @@ Cluster::Cluster(const ClusterOptions& options)
     config.jobs = options.jobs;
     config.passes = options.passes;
     auto make = options.make_engine;
-    if (!make) make = [] { return model::make_oracle_engine(oracle()); };
+    if (!make)
+      make = [steps = options.mtp_steps] { return model::make_oracle_engine(oracle(steps)); };
     config.make_engine = [make](model::LayerRange) -> base::Result<std::unique_ptr<model::Engine>> {
       return make();
     };
@@ -311,40 +317,60 @@ bool Cluster::idle() {
   return true;
 }
 
+// The KV of some tokens and their last hidden row, in one pass, in this process.
+struct Cluster::Judged {
+  Judged(model::Engine& engine, const std::vector<uint32_t>& tokens)
+      : pool(model::KvPool::blocks_for(static_cast<uint32_t>(tokens.size())),
+             {0, engine.shape().kv_layers()}, engine.shape().kv_row_bytes),
+        blocks(*pool.allocate(pool.total())),
+        last(static_cast<uint32_t>(tokens.size()) - 1) {
+    pass.tokens = tokens;
+    model::Segment segment;
+    segment.count = last + 1;
+    segment.kv = kv();
+    pass.segments.push_back(segment);
+    model::InlineSite site(engine);
+    const model::LayerRange layers{0, engine.shape().layers};
+    EXPECT_TRUE(base::run_inline(model::forward(engine, layers, pass, site)));
+    engine.final_norm(pass, std::span(&last, 1), hidden);
+    if (engine.shape().mtp_steps == 0 || last == 0) return;
+    model::Pass drafts;  // the whole block, where a stage computes its KV only
+    std::vector<uint32_t> rows(last);
+    std::iota(rows.begin(), rows.end(), 0u);
+    engine.final_norm(pass, rows, drafts.h);
+    drafts.tokens.assign(tokens.begin() + 1, tokens.end());
+    segment.count = last;
+    drafts.segments.push_back(segment);
+    engine.draft(drafts, model::DraftIndex::kFresh);
+  }
+  model::KvView kv() { return {&pool, blocks}; }
+  model::KvPool pool;
+  std::vector<model::BlockId> blocks;
+  const uint32_t last;
+  model::Pass pass;
+  std::vector<float> hidden;
+};
+
 void Cluster::expect_arrived(const proto::StartPrefill& start) {
   SCOPED_TRACE("request " + std::to_string(start.request.value));
   ASSERT_TRUE(committed(start)) << sim.recent_log();
   const Collected& got = decode().collected.at({start.request, start.attempt});
-  const auto count = static_cast<uint32_t>(start.tokens.size());
-
-  // In one pass, in this process.
-  model::KvPool pool(model::KvPool::blocks_for(count), {0, kLayers}, shape.kv_row_bytes);
-  const std::vector<model::BlockId> blocks = *pool.allocate(pool.total());
-  const model::KvView kv{&pool, blocks};
-  model::Pass pass;
-  pass.tokens = start.tokens;
-  model::Segment segment;
-  segment.count = count;
-  segment.kv = kv;
-  pass.segments.push_back(segment);
-  model::InlineSite site(*judge_);
-  ASSERT_TRUE(base::run_inline(model::forward(*judge_, {0, kLayers}, pass, site)));
-  for (uint32_t layer = 0; layer < kLayers; ++layer) {
+  Judged judged(*judge_, start.tokens);
+  for (uint32_t layer = 0; layer < shape.kv_layers(); ++layer) {
     uint32_t next = 0;
     for (const auto& [place, rows] : got.rows) {
       if (place.first != layer) continue;
       ASSERT_EQ(place.second, next) << "layer " << layer;
       const auto n = static_cast<uint32_t>(rows.second.size() / shape.kv_row_bytes);
       base::Bytes expected(rows.second.size());
-      model::copy_rows_out(kv, layer, next, n, expected.data());
+      model::copy_slots_out(judged.kv(), shape, layer, next, n, expected.data());
       EXPECT_TRUE(std::ranges::equal(expected, rows.second.view())) << layer << " at " << next;
       next += n;
     }
-    EXPECT_EQ(next, count) << "layer " << layer;
+    EXPECT_EQ(next, judged.last + 1) << "layer " << layer;
   }
   std::vector<float> logits(shape.vocab);
-  const uint32_t last = count - 1;
-  judge_->head(pass, std::span(&last, 1), logits);
+  judge_->head(judged.pass, std::span(&judged.last, 1), logits);
   const std::span<const uint32_t> all(start.tokens);
   const model::SampleInput input{logits, all.first(start.prompt_tokens),
                                  all.subspan(start.prompt_tokens), shape.eos};
@@ -356,6 +382,12 @@ void Cluster::expect_arrived(const proto::StartPrefill& start) {
   EXPECT_EQ(commit.logprobs[0].logprob, expected.logprobs.logprob);
   EXPECT_EQ(commit.cached_tokens, start.cached_blocks * model::kBlockTokens);
   EXPECT_EQ(got.commits.begin()->second.has_token, options_.stages == 1);
+  if (shape.mtp_steps == 0) {
+    EXPECT_EQ(got.hidden.size(), 0u);
+  } else {
+    EXPECT_EQ(got.hidden.to_vector<float>(), judged.hidden);
+    EXPECT_EQ(commit.hidden, base::hash128(got.hidden.view()));
+  }
 }
 
 }  // namespace prefill_test

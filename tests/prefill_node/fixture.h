@@ -74,6 +74,7 @@ struct Collected {
   std::map<std::pair<uint32_t, uint32_t>, std::pair<base::Hash128, base::Blob>>
       rows;                                     // (layer, begin) → digest and bytes
   std::map<uint32_t, proto::KvCommit> commits;  // by first layer
+  base::Blob hidden;                            // that came with one of them
 };
 
 class FakeDecode final : public actor::Actor, private node::MembershipClient::Owner {
@@ -114,6 +115,7 @@ struct ClusterOptions {
   uint32_t jobs = 64;
   uint32_t passes = 1;
   uint32_t stores = 1;
+  uint32_t mtp_steps = 0;                                       // that the oracle offers
   std::function<std::unique_ptr<model::Engine>()> make_engine;  // default: the oracle
 };
 
@@ -144,6 +146,7 @@ class Cluster {
   const model::Shape shape;
 
  private:
+  struct Judged;
   const ClusterOptions options_;
   std::unique_ptr<model::Engine> judge_;
 };

@@ -59,7 +59,7 @@ def cold_and_warm(folder, results, label, at_once, **shape):
 
 
 def all_equal(results):
-    require(len(results) == 6, f"only {sorted(results)} ran")
+    require(len(results) == 8, f"only {sorted(results)} ran")
     first_label, first = next(iter(results.items()))
     for label, result in results.items():
         for mode in first:
@@ -91,6 +91,9 @@ def main():
                 "decode": {"share_ngram": True}}
     run.check("two_stages_of_two_ranks_that_share_all_they_can",
               lambda: cold_and_warm(folder, results, "2x2 sp 2", False, chunk=64, settings=sequence))
+    drafts = {"decode": {"mtp_steps": 3}}
+    run.check("two_stages_two_ranks_with_three_drafts_a_step",
+              lambda: cold_and_warm(folder, results, "2x2 mtp 3", True, settings=drafts))
     run.check("twenty_prompts_have_identical_token_ids", all_equal, results)
     run.check("greedy_tokens_of_the_reference_file", reference_file, folder)
     run.end()

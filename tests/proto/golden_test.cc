@@ -33,7 +33,7 @@ TEST(ProtoGolden, AShortMessageIsTheseBytes) {
   commit.attempt = 2;
   commit.digests = {{0x0807060504030201, 0x100f0e0d0c0b0a09}};
   EXPECT_EQ(proto_test::to_hex(encode(commit)),
-            "9a"  // ten fields
+            "9b"  // eleven fields
             "cd012c"
             "02"
             "00"
@@ -45,7 +45,9 @@ TEST(ProtoGolden, AShortMessageIsTheseBytes) {
             "c2"
             "00"
             "90"
-            "00");  // no token, no logprobs
+            "00"  // no token, no logprobs
+            "c410"
+            "00000000000000000000000000000000");  // no hidden row
 }
 
 }  // namespace

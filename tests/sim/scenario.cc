@@ -36,6 +36,7 @@ struct Script {
   double corrupt = 0;  // of messages with bulk frames
   uint32_t turns = 1;  // of a chat: each prompt is the former one, its answer and some more
   uint32_t sequence_ranks = 1;
+  uint32_t mtp_steps = 0;
 };
 
 milliseconds between(Rng& rng, uint64_t least, uint64_t most) {
@@ -212,6 +213,9 @@ const std::vector<Script>& scripts() {
        .patience = seconds(60),
        .limit = seconds(120),
        .sequence_ranks = 3},
+      {"drafts", "three drafts a step, chats of two turns, every node killed and restarted", 0.05,
+       0.05, 0.05, kill_everything, false, false, seconds(120), seconds(300), false, false,
+       /*stores=*/2, /*corrupt=*/0.02, /*turns=*/2, /*sequence_ranks=*/1, /*mtp_steps=*/3},
       {"cancels", "lossy, and half of the clients leave", 0.10, 0.05, 0.05, no_faults, false, true,
        seconds(60), seconds(120), false},
   };
@@ -377,7 +381,9 @@ RunResult run(const RunOptions& options) {
                                    [&](const Script& s) { return options.scenario == s.name; });
   CHECK(script != scripts().end(), "no scenario {}", options.scenario);
   RunResult result;
-  const std::unique_ptr<model::Engine> engine = model::make_oracle_engine({});
+  model::OracleOptions oracle;
+  oracle.mtp_steps = script->mtp_steps;
+  const std::unique_ptr<model::Engine> engine = model::make_oracle_engine(oracle);
   ClusterOptions cluster_options;
   cluster_options.seed = options.seed;
   cluster_options.network.loss = script->loss;
@@ -388,6 +394,7 @@ RunResult run(const RunOptions& options) {
   cluster_options.store_disk = script->disk;
   cluster_options.stores = script->stores;
   cluster_options.sequence_ranks = script->sequence_ranks;
+  cluster_options.mtp_steps = script->mtp_steps;
   cluster_options.share_experts = options.seed % 3 != 0;
   // Of ten thousand beats at 10 % loss six in a row do get lost: where no node fails, none may be
   // taken for dead.

@@ -57,6 +57,16 @@ class SharedEngine final : public model::Engine {
     spoil(logits);
   }
   const model::NgramTables* ngram_tables() const override { return shared_.ngram_tables(); }
+  void final_norm(const model::Pass& pass, std::span<const uint32_t> rows,
+                  std::vector<float>& out) override {
+    shared_.final_norm(pass, rows, out);
+  }
+  void draft(model::Pass& pass, model::DraftIndex index) override { shared_.draft(pass, index); }
+  void begin_draft(model::Pass& pass) override { shared_.begin_draft(pass); }
+  void draft_head(const model::Pass& pass, std::span<const uint32_t> rows,
+                  std::span<float> logits) override {
+    shared_.draft_head(pass, rows, logits);
+  }
   const model::Integrity* integrity() const override { return &integrity_; }
   void inject(base::FaultPoint fault) override {
     switch (fault) {

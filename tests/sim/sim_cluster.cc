@@ -118,6 +118,7 @@ void SimCluster::add_nodes(const ClusterOptions& options, model::Engine& engine)
       config.kv_bytes = options.kv_bytes;
       config.max_batch = options.max_batch;
       config.share_ngram = options.share_ngram;
+      config.mtp_steps = options.mtp_steps;
       return std::make_unique<decode::DecodeActor>(std::move(config));
     });
     nodes_.push_back(name);
@@ -185,6 +186,20 @@ void SimCluster::cancel(size_t index) {
 bool SimCluster::all_over() const {
   return std::all_of(outcomes_.begin(), outcomes_.end(),
                      [](const auto& outcome) { return outcome->ends > 0 || outcome->cancelled; });
+}
+
+SimCluster::Steps SimCluster::steps() {
+  Steps all;
+  for (const std::string& name : nodes_) {
+    actor::Actor* actor = host_->actor(name);
+    if (actor == nullptr || !name.starts_with("decode")) continue;
+    const decode::Counters& counters = as<decode::DecodeActor>(actor)->counters();
+    all.sequences += counters.step_sequences;
+    all.tokens += counters.step_tokens;
+    all.drafted += counters.drafted;
+    all.accepted += counters.accepted;
+  }
+  return all;
 }
 
 std::string SimCluster::held() {

@@ -25,6 +25,7 @@ struct ClusterOptions {
   uint32_t stages = 2, sequence_ranks = 1, ranks = 2, stores = 1;
   uint32_t chunk_tokens = 16, max_batch = 8;
   bool dynamic_chunks = false, share_experts = false, share_ngram = false;
+  uint32_t mtp_steps = 0;  // of the decode ranks; the engine must offer them
   uint64_t kv_bytes = 32u << 20;
   uint32_t heartbeat_misses = 5;
   bool store_disk = false;  // stores of little RAM over a simulated disk
@@ -68,6 +69,12 @@ class SimCluster {
   void cancel(size_t index);
   const std::vector<std::unique_ptr<Outcome>>& outcomes() const { return outcomes_; }
   bool all_over() const;  // every request has ended or was cancelled
+
+  // Of the decode ranks' present lives.
+  struct Steps {
+    uint64_t sequences = 0, tokens = 0, drafted = 0, accepted = 0;
+  };
+  Steps steps();
 
   // What is still held anywhere: empty when every ledger reads zero.
   std::string held();

@@ -27,13 +27,16 @@ std::string folder() { return std::string(SERVAL_SOURCE_DIR) + "/models/serval-t
 // What is served and what it must answer; made once.
 struct World {
   std::unique_ptr<model::Checkpoint> checkpoint;
-  std::unique_ptr<model::Engine> local;
+  std::unique_ptr<model::Engine> local, drafting;
   std::vector<coordinator::Submission> asked;
   std::vector<model::Generated> want;
 
   World() {
     checkpoint = std::make_unique<model::Checkpoint>(*model::Checkpoint::open(folder()));
     local = *model::make_local_engine(*checkpoint, {});
+    model::EngineOptions with_drafts;
+    with_drafts.mtp = true;
+    drafting = *model::make_local_engine(*checkpoint, with_drafts);
     const auto reference = *model::make_reference_engine(*checkpoint, {});
     const auto tokenizer = *model::Tokenizer::load(folder());
     for (uint32_t i = 0; i < 20; ++i) {
@@ -107,9 +110,35 @@ INSTANTIATE_TEST_SUITE_P(Ranks, SharedNgramTest,
                                               std::get<1>(info.param));
                          });
 
+// stages, ranks a stage, decode ranks, chunk, batch
+class DraftsTest : public ::testing::TestWithParam<
+                       std::tuple<uint32_t, uint32_t, uint32_t, uint32_t, uint32_t>> {};
+
+TEST_P(DraftsTest, GiveTheTokensOfTheReferenceColdAndWarm) {
+  ClusterOptions options;
+  std::tie(options.stages, options.sequence_ranks, options.ranks, options.chunk_tokens,
+           options.max_batch) = GetParam();
+  options.mtp_steps = 3;
+  expect_the_tokens_of_the_reference(options);
+}
+
+std::string name_of_drafts(const ::testing::TestParamInfo<DraftsTest::ParamType>& info) {
+  const auto& [stages, sequence, ranks, chunk, batch] = info.param;
+  return fmt::format("stages{}_sp{}_ranks{}_chunk{}_batch{}", stages, sequence, ranks, chunk,
+                     batch);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Clusters, DraftsTest,
+    ::testing::Values(std::tuple(1u, 1u, 1u, 256u, 1u), std::tuple(1u, 1u, 2u, 16u, 8u),
+                      std::tuple(2u, 1u, 1u, 16u, 8u), std::tuple(2u, 1u, 2u, 64u, 8u),
+                      std::tuple(2u, 2u, 2u, 64u, 3u), std::tuple(3u, 1u, 3u, 16u, 8u),
+                      std::tuple(1u, 3u, 3u, 64u, 8u), std::tuple(3u, 2u, 5u, 64u, 8u)),
+    name_of_drafts);
+
 void expect_the_tokens_of_the_reference(const ClusterOptions& options) {
   World& w = world();
-  SimCluster cluster(options, *w.local);
+  SimCluster cluster(options, options.mtp_steps > 0 ? *w.drafting : *w.local);
   ASSERT_TRUE(cluster.host().run_until([&] { return cluster.ready(); }, std::chrono::seconds(10)));
   for (const bool warm : {false, true}) {
     const size_t first = cluster.outcomes().size();
@@ -125,6 +154,13 @@ void expect_the_tokens_of_the_reference(const ClusterOptions& options) {
         EXPECT_GE(got.usage.cached_tokens, 64u) << "prompt " << i << " was not in the cache";
       }
     }
+  }
+  const SimCluster::Steps steps = cluster.steps();
+  EXPECT_LE(steps.tokens, steps.sequences + steps.accepted);  // less where a draft was the last
+  if (options.mtp_steps > 0) {
+    EXPECT_GT(steps.accepted, steps.tokens / 5) << "few drafts were right";
+  } else {
+    EXPECT_EQ(steps.drafted, 0u);
   }
 }
 

@@ -1,0 +1,76 @@
+#include "decode_node/drafter.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace decode {
+
+namespace {
+
+// Rows of a pass are numbered in 16 bits (RoutedPairs).
+constexpr uint32_t kRowsMost = std::numeric_limits<uint16_t>::max();
+
+}  // namespace
+
+Drafter::Drafter(const model::Shape& shape, uint32_t steps)
+    : steps_(std::min({steps, shape.mtp_steps, model::kMaxDraftSteps})),
+      hidden_(shape.hidden),
+      eos_(shape.eos) {}
+
+void Drafter::begin(Sequence& sequence, std::span<const float> hidden) const {
+  const auto known = static_cast<uint32_t>(sequence.tokens.size());
+  sequence.speculation.emplace(static_cast<uint32_t>(hidden_), known - 1);
+  sequence.speculation->add_hidden(hidden);
+  sequence.draft_length = model::DraftLength(steps_);
+}
+
+void Drafter::draft(model::Engine& engine, std::span<Sequence* const> members,
+                    model::KvPool& pool) {
+  run(engine, members, pool, /*catch_up_only=*/false);
+}
+
+void Drafter::finish(model::Engine& engine, std::span<Sequence* const> members,
+                     model::KvPool& pool) {
+  run(engine, members, pool, /*catch_up_only=*/true);
+}
+
+void Drafter::run(model::Engine& engine, std::span<Sequence* const> members, model::KvPool& pool,
+                  bool catch_up_only) {
+  round_.clear();
+  const uint32_t room = kRowsMost / static_cast<uint32_t>(members.size()) - 1;
+  for (Sequence* member : members) {
+    const std::span<const TokenId> tokens(member->tokens);
+    model::Drafting drafting;
+    drafting.state = &*member->speculation;
+    drafting.kv = model::KvView{&pool, member->blocks};
+    drafting.tokens = tokens;
+    if (!catch_up_only) {
+      const uint32_t left = member->most_emitted - member->emitted();
+      drafting.steps = std::min({member->draft_length.steps(), left - 1, room});
+    }
+    drafting.choose =
+        model::draft_sampler(tokens.first(member->prompt_tokens),
+                             tokens.subspan(member->prompt_tokens), eos_, member->sampling);
+    round_.push_back(std::move(drafting));
+  }
+  model::draft_round(engine, round_, pass_);
+}
+
+std::vector<Sequence*> Drafter::behind(std::span<Sequence* const> members) {
+  const auto lags = [](const Sequence& sequence) {
+    const auto tokens = static_cast<uint32_t>(sequence.tokens.size());
+    return sequence.doomed && sequence.speculation &&
+           final_slots(sequence) / model::kBlockTokens < (tokens - 1) / model::kBlockTokens;
+  };
+  std::vector<Sequence*> out;
+  for (Sequence* member : members)
+    if (lags(*member)) out.push_back(member);
+  return out;
+}
+
+uint32_t final_slots(const Sequence& sequence) {
+  const auto known = static_cast<uint32_t>(sequence.tokens.size()) - 1;
+  return sequence.speculation ? std::min(known, sequence.speculation->filled() + 1) : known;
+}
+
+}  // namespace decode
