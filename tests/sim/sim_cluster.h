@@ -30,6 +30,7 @@ struct ClusterOptions {
   bool store_disk = false;  // stores of little RAM over a simulated disk
   actor::SimNetwork network{};
   std::set<std::string> without_retry{};
+  std::function<base::Duration()> job_cost{};  // actor::SimOptions
   std::function<void(base::Level, std::string_view)>
       on_log{};  // every line; default: kept for a failure's report
 };
