@@ -130,6 +130,11 @@ Task<void> SimContext::sleep(Duration d) {
 // One modelled compute thread a node: a job begins when those before it are done, and runs (in no
 // virtual time) when it would have ended.
 Task<void> SimContext::offload(std::function<void()> job, Cost cost) {
+  if (state_.host.options_.job_cost) {
+    Task<void> measured = run_measured(std::move(job));
+    co_await std::move(measured);
+    co_return;
+  }
   const double jitter = 0.8 + 0.4 * state_.compute_rng.uniform();
   const auto took = static_cast<int64_t>(static_cast<double>(cost.modelled.count()) * jitter);
   node_.compute_free = std::max(node_.compute_free, now()) + Duration(took);
@@ -140,6 +145,20 @@ Task<void> SimContext::offload(std::function<void()> job, Cost cost) {
     done.set(true);
   });
   co_await done;
+}
+
+// As offload(), where a job's cost is known when it has run: it runs when it begins.
+Task<void> SimContext::run_measured(std::function<void()> job) {
+  const uint64_t turn = node_.jobs_queued++;
+  while (turn != node_.jobs_begun || now() < node_.compute_free) {
+    Task<void> wait = sleep(std::max(node_.compute_free - now(), Duration(1000)));
+    co_await std::move(wait);
+  }
+  job();
+  node_.compute_free = now() + state_.host.options_.job_cost();
+  ++node_.jobs_begun;
+  Task<void> run = sleep(node_.compute_free - now());
+  co_await std::move(run);
 }
 
 void SimContext::spawn(Task<void> task) {

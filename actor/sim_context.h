@@ -55,6 +55,7 @@ class SimContext final : public Context {
 
   NodeId draw_node();
   Task<void> root(uint64_t id, Task<void> task);
+  Task<void> run_measured(std::function<void()> job);
   void fail_later(const std::vector<uint64_t>& calls, base::Code code, const char* why);
 
   SimHost::State& state_;

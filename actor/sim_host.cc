@@ -47,6 +47,7 @@ void SimHost::State::destroy(Node& node) {
   node.doomed = false;
   node.held.clear();
   node.paused_until = node.compute_free = Time{};
+  node.jobs_queued = node.jobs_begun = 0;
   const NodeId id = node.context->id();
   // Coroutines refer to the actor, and both to the context.
   node.context->end();

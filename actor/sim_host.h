@@ -49,6 +49,9 @@ struct SimOptions {
       without_retry{};  // call labels that are sent once only (to show that the retry is needed)
   std::function<void(base::Level, std::string_view line)>
       log{};  // default: kept in a ring, printed on failure
+  // What the job that has just run cost, in place of what its caller expected; then jobs run when
+  // they begin and not when they end.
+  std::function<Duration()> job_cost{};
 };
 
 class SimHost {

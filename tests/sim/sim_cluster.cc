@@ -71,6 +71,7 @@ SimCluster::SimCluster(const ClusterOptions& options, model::Engine& engine) {
   sim.peer_silence = beat * options.heartbeat_misses + beat / 2;
   sim.without_retry = options.without_retry;
   sim.log = options.on_log;
+  sim.job_cost = options.job_cost;
   host_ = std::make_unique<actor::SimHost>(std::move(sim));
   add_nodes(options, engine);
   host_->run_for(std::chrono::microseconds(1));  // every actor has started

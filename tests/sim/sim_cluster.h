@@ -32,6 +32,7 @@ struct ClusterOptions {
   uint64_t store_ram = 64u << 10, store_disk_bytes = 1u << 20;  // with store_disk
   actor::SimNetwork network{};
   std::set<std::string> without_retry{};
+  std::function<base::Duration()> job_cost{};  // actor::SimOptions
   std::function<void(base::Level, std::string_view)>
       on_log{};  // every line; default: kept for a failure's report
 };

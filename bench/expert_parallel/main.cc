@@ -1,0 +1,153 @@
+// Decode over many expert-parallel ranks, simulated: the real actors, the oracle's tokens, and the
+// time that a LongCat-2.0 would take on modelled hosts and links. Step time, messages and imbalance
+// for each number of ranks.
+#include <fmt/core.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "bench/expert_parallel/costed_engine.h"
+#include "decode_node/decode_actor.h"
+#include "tests/sim/sim_cluster.h"
+
+namespace {
+
+struct Settings {
+  std::vector<uint32_t> ranks{8, 32, 128};
+  uint32_t batch = 8;  // sequences a rank
+  uint32_t steps = 12;
+  uint32_t layers = 4, of_layers = 38, experts = 768, topk = 12;
+  double gigabytes = 400, teramadds = 20;       // of a host
+  double link_gigabytes = 25, latency_us = 10;  // of a link, one way
+};
+
+constexpr double kHead = 163840.0 * 8192.0;  // elements of lm_head
+
+struct Measured {
+  double step_ms = 0;     // mean over ranks, of `layers` layers
+  double wait_share = 0;  // of a step, standing still for rows away
+  double calls = 0;       // expert calls to peers, a rank, layer and step
+  double pairs_a_call = 0;
+  double imbalance = 0;  // rows received by the busiest rank ÷ mean
+};
+
+using Ranks = std::vector<decode::DecodeActor*>;
+
+Ranks ranks_of(simulation::SimCluster& cluster, uint32_t ranks) {
+  Ranks out;
+  for (uint32_t i = 0; i < ranks; ++i)
+    out.push_back(
+        static_cast<decode::DecodeActor*>(cluster.host().actor(fmt::format("decode-{}", i))));
+  return out;
+}
+
+// The counters' growth over the stretch in which every rank runs its whole batch.
+Measured measure(const Settings& s, uint32_t ranks) {
+  model::OracleOptions model;
+  model.layers = s.layers;
+  model.experts = s.experts;
+  model.topk = s.topk;
+  const std::unique_ptr<model::Engine> oracle = model::make_oracle_engine(model);
+  bench::ModelledModel modelled;
+  bench::CostedEngine engine(*oracle, modelled, {s.gigabytes * 1e9, s.teramadds * 1e12});
+  simulation::ClusterOptions options;
+  options.stages = 1;
+  options.ranks = ranks;
+  options.stores = 0;
+  options.max_batch = s.batch;
+  options.network.latency_least = std::chrono::nanoseconds(int64_t(s.latency_us * 500));
+  options.network.latency_mean = options.network.latency_least;
+  // The oracle's rows are shorter than the model's: its link is slower by as much.
+  options.network.bytes_per_second =
+      s.link_gigabytes * 1e9 * engine.shape().hidden / modelled.hidden;
+  options.job_cost = [&engine] { return engine.take_cost(); };
+  simulation::SimCluster cluster(options, engine);
+  CHECK(cluster.host().run_until([&] { return cluster.ready(); }, std::chrono::seconds(600)),
+        "{} ranks did not get ready", ranks);
+  for (uint32_t i = 0; i < ranks * s.batch; ++i) {
+    coordinator::Submission submission;
+    submission.prompt = {3 + i % 400, 3 + i / 400, 7};
+    submission.sampling.max_tokens = 1000;
+    submission.sampling.ignore_eos = true;
+    submission.sampling.seed = i;
+    submission.has_seed = true;
+    cluster.submit(std::move(submission));
+  }
+  const Ranks actors = ranks_of(cluster, ranks);
+  const auto all_past = [&](uint64_t steps) {
+    return [&actors, &s, steps] {
+      return std::ranges::all_of(actors, [&](const decode::DecodeActor* actor) {
+        return actor->ledger().running == s.batch && actor->counters().steps >= steps;
+      });
+    };
+  };
+  const auto run_steps = [&](uint64_t steps) {
+    uint64_t most = 0;
+    for (const decode::DecodeActor* actor : actors) most = std::max(most, actor->counters().steps);
+    CHECK(cluster.host().run_until(all_past(most + steps), std::chrono::hours(10)),
+          "the ranks do not step with whole batches");
+  };
+  engine.slow_down(50);  // few steps while the batches fill
+  run_steps(1);
+  engine.slow_down(1);
+  run_steps(2);
+  std::vector<decode::Counters> before;
+  for (const decode::DecodeActor* actor : actors) before.push_back(actor->counters());
+  const uint64_t pairs_before = engine.pairs();
+  const base::Time begun = cluster.host().now();
+  run_steps(s.steps);
+
+  const double seconds = base::seconds(cluster.host().now() - begun);
+  double steps = 0, wait = 0, calls = 0, received = 0, busiest = 0;
+  for (uint32_t i = 0; i < ranks; ++i) {
+    const decode::Counters& now = actors[i]->counters();
+    steps += static_cast<double>(now.steps - before[i].steps);
+    wait += now.expert_wait_seconds - before[i].expert_wait_seconds;
+    calls += static_cast<double>(now.expert_calls - before[i].expert_calls);
+    const auto got = static_cast<double>(now.expert_rows_received - before[i].expert_rows_received);
+    received += got;
+    busiest = std::max(busiest, got);
+  }
+  Measured out;
+  out.step_ms = 1e3 * seconds * ranks / steps;
+  out.wait_share = wait / (seconds * ranks);
+  out.calls = calls / (steps * s.layers);
+  out.pairs_a_call = static_cast<double>(engine.pairs() - pairs_before) / std::max(calls, 1.0);
+  out.imbalance = busiest / (received / ranks);
+  return out;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{
+      "Decode over expert-parallel ranks in the simulator, with modelled hosts and links."};
+  Settings s;
+  app.add_option("--ranks", s.ranks, "numbers of ranks")->capture_default_str();
+  app.add_option("--batch", s.batch, "sequences a rank")->capture_default_str();
+  app.add_option("--steps", s.steps, "steps measured")->capture_default_str();
+  app.add_option("--layers", s.layers, "layers simulated")->capture_default_str();
+  app.add_option("--bandwidth", s.gigabytes, "memory of a host, GB/s")->capture_default_str();
+  app.add_option("--madds", s.teramadds, "int8 multiply-adds of a host, 10^12/s")
+      ->capture_default_str();
+  app.add_option("--link", s.link_gigabytes, "of a pair of hosts, GB/s")->capture_default_str();
+  app.add_option("--latency", s.latency_us, "of a message, µs")->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+  fmt::print("{} routed experts, top {}, {} sequences a rank; {} of {} layers simulated\n",
+             s.experts, s.topk, s.batch, s.layers, s.of_layers);
+  fmt::print("hosts {:g} GB/s, {:g}e12 madd/s; links {:g} GB/s, {:g} us; int8 weights\n\n",
+             s.gigabytes, s.teramadds, s.link_gigabytes, s.latency_us);
+  fmt::print("{:>6} {:>9} {:>12} {:>7} {:>12} {:>11} {:>10} {:>12}\n", "ranks", "step ms",
+             "whole model", "wait", "calls/layer", "pairs/call", "imbalance", "tokens/s");
+  for (const uint32_t ranks : s.ranks) {
+    const Measured m = measure(s, ranks);
+    // All layers, and the head once.
+    const double whole = m.step_ms * s.of_layers / s.layers + 1e3 * kHead / (s.gigabytes * 1e9);
+    fmt::print("{:>6} {:>9.2f} {:>9.1f} ms {:>6.1f}% {:>12.1f} {:>11.2f} {:>10.2f} {:>12.0f}\n",
+               ranks, m.step_ms, whole, 100 * m.wait_share, m.calls, m.pairs_a_call, m.imbalance,
+               1e3 * s.batch * ranks / whole);
+    std::fflush(stdout);
+  }
+}
