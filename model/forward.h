@@ -72,6 +72,7 @@ struct GenerateOptions {
       0;  // drafts a round, at most what the engine offers; never changes the answer
   DraftIndex later_drafts = DraftIndex::kReuseAppend;
   std::function<void(const KvSeen&)> at_end = nullptr;  // for tests
+  Constraint* constraint = nullptr;                     // what the answer must keep to
 };
 Generated generate(Engine& engine, std::span<const TokenId> prompt, const base::Sampling& sampling,
                    const GenerateOptions& options = {});

@@ -19,6 +19,7 @@ class Run {
         sampling_(sampling),
         steps_(std::min({options.mtp_steps, shape_.mtp_steps, kMaxDraftSteps})),
         later_(options.later_drafts),
+        constraint_(options.constraint),
         prompt_size_(prompt.size()),
         tokens_(prompt.begin(), prompt.end()),
         pool_(KvPool::blocks_for(static_cast<uint32_t>(prompt.size()) + sampling.max_tokens),
@@ -100,8 +101,8 @@ class Run {
     drafting.kv = KvView{&pool_, blocks_};
     drafting.tokens = tokens_;
     drafting.steps = steps;
-    drafting.choose =
-        draft_sampler(std::span(tokens_).first(prompt_size_), emitted(), shape_.eos, sampling_);
+    drafting.choose = draft_sampler(std::span(tokens_).first(prompt_size_), emitted(), shape_.eos,
+                                    sampling_, constraint_);
     draft_round(engine_, std::span(&drafting, 1), draft_pass_, later_);
   }
   // What the target samples at those rows of the pass.
@@ -109,7 +110,8 @@ class Run {
     logits_.resize(rows.size() * shape_.vocab);
     engine_.head(pass_, rows, logits_, steps_ > 0 ? &hidden_ : nullptr);
     const std::span<const TokenId> prompt = std::span(tokens_).first(prompt_size_);
-    return verify_drafts(drafts, SampleInput{logits_, prompt, emitted(), shape_.eos}, sampling_);
+    return verify_drafts(drafts, SampleInput{logits_, prompt, emitted(), shape_.eos, constraint_},
+                         sampling_);
   }
 
   Engine& engine_;
@@ -117,6 +119,7 @@ class Run {
   const base::Sampling& sampling_;
   const uint32_t steps_;
   const DraftIndex later_;
+  Constraint* const constraint_;  // null: none
   const size_t prompt_size_;
   std::vector<TokenId> tokens_;  // prompt and emitted
   KvPool pool_;

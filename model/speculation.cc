@@ -126,15 +126,17 @@ void draft_round(Engine& engine, std::span<Drafting> sequences, Pass& pass, Draf
 
 std::function<TokenId(std::span<const float>, std::span<const TokenId>)> draft_sampler(
     std::span<const TokenId> prompt, std::span<const TokenId> emitted, std::span<const TokenId> eos,
-    const base::Sampling& sampling) {
-  return [prompt, emitted, eos, &sampling](std::span<const float> logits,
-                                           std::span<const TokenId> drafts) -> TokenId {
+    const base::Sampling& sampling, Constraint* constraint) {
+  return [prompt, emitted, eos, &sampling, constraint](std::span<const float> logits,
+                                                       std::span<const TokenId> drafts) -> TokenId {
     if (!all_finite(logits)) return 0;
     std::vector<TokenId> before(emitted.begin(), emitted.end());
     before.insert(before.end(), drafts.begin(), drafts.end());
+    // After a draft that breaks the constraint any further one is as good: none is accepted.
+    if (constraint != nullptr && constraint->allowed(before).empty()) return 0;
     base::Sampling plain = sampling;
     plain.top_logprobs = -1;
-    return sample(SampleInput{logits, prompt, before, eos}, plain).token;
+    return sample(SampleInput{logits, prompt, before, eos, constraint}, plain).token;
   };
 }
 
@@ -151,7 +153,8 @@ Verified verify_drafts(std::span<const TokenId> drafts, const SampleInput& input
       out.finish = base::FinishReason::kError;
       return out;
     }
-    Sampled next = sample(SampleInput{logits, input.prompt, emitted, input.eos}, sampling);
+    Sampled next =
+        sample(SampleInput{logits, input.prompt, emitted, input.eos, input.constraint}, sampling);
     emitted.push_back(next.token);
     out.tokens.push_back(next.token);
     if (sampling.top_logprobs >= 0) out.logprobs.push_back(std::move(next.logprobs));
