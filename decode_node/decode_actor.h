@@ -17,6 +17,7 @@
 #include "base/fault_point.h"
 #include "decode_node/block_offers.h"
 #include "decode_node/expert_exchange.h"
+#include "decode_node/grammars.h"
 #include "decode_node/sequence_table.h"
 #include "decode_node/step_batch.h"
 #include "decode_node/token_outbox.h"
@@ -37,6 +38,7 @@ struct DecodeConfig {
   std::function<base::Result<std::unique_ptr<model::Engine>>()> make_engine;
   const std::atomic<uint32_t>* load_percent = nullptr;  // of make_engine's progress; may be null
   std::function<uint64_t()> read_bytes;                 // of the checkpoint so far; may be empty
+  MakeVocabulary make_vocabulary;  // called once with the engine; empty: no constrained requests
   uint64_t kv_bytes = 512u << 20;
   uint32_t max_batch = 32;
   uint32_t max_sequences = 1024;
@@ -51,6 +53,7 @@ struct Ledger {
   uint32_t reports = 0;                        // AttemptFailed calls under way
   uint32_t expert_calls = 0, expert_jobs = 0;  // asked of others; computed for others
   uint32_t storing = 0;                        // PutKv waiting or unanswered
+  uint32_t compiling = 0;                      // grammars
   bool operator==(const Ledger&) const = default;
 };
 
@@ -102,6 +105,7 @@ class DecodeActor final : public actor::Actor,
   proto::Outcome take_rows(Context& ctx, const Incoming<proto::KvLayer>& in);
   proto::Outcome take_commit(Context& ctx, const proto::KvCommit& commit);
   void begin_decode(Context& ctx, Sequence& sequence);
+  Task<void> compile(Context& ctx, base::GrammarText text);
 
   void kick(Context& ctx);
   Task<void> run_steps(Context& ctx);
@@ -117,6 +121,7 @@ class DecodeActor final : public actor::Actor,
   // Owned state.
   Counters counters_;
   node::MembershipClient membership_;
+  Grammars grammars_;  // outlives the sequences that use them
   SequenceTable table_;
   TokenOutbox outbox_;
   BlockOffers offers_;

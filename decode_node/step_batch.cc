@@ -41,10 +41,13 @@ void StepBatch::sample(model::Engine& engine) {
     Next& next = next_[row];
     next.finite = pass_.faulty[row] == 0 && model::all_finite(logits);
     if (!next.finite) continue;
-    const Sequence& member = *members_[row];
+    Sequence& member = *members_[row];
     const std::span<const TokenId> tokens(member.tokens);
+    grammar::Matcher* matcher = member.matcher ? &*member.matcher : nullptr;
     const model::SampleInput input{logits, tokens.first(member.prompt_tokens),
-                                   tokens.subspan(member.prompt_tokens), shape.eos};
+                                   tokens.subspan(member.prompt_tokens), shape.eos, matcher};
+    next.stuck = matcher != nullptr && matcher->allowed(input.emitted).empty();
+    if (next.stuck) continue;
     next.sampled = model::sample(input, member.sampling);
   }
 }

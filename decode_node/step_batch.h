@@ -20,6 +20,7 @@ class StepBatch {
 
   struct Next {
     bool finite = false;  // false: a numerical error in this row; nothing was sampled
+    bool stuck = false;   // the sequence's grammar does not tell what may follow; nothing either
     model::Sampled sampled;
   };
   // After the pass: the next token of each member.

@@ -30,13 +30,20 @@ Cache::Handle Cache::insert(const base::GrammarText& text, std::unique_ptr<Gramm
 
 void Cache::trim() {
   const auto idle = [](const auto& entry) { return entry.second.users == 0; };
-  auto count = static_cast<size_t>(std::ranges::count_if(entries_, idle));
-  for (; count > idle_most_; --count) {
+  size_t count = 0, bytes = 0;
+  for (const auto& entry : entries_) {
+    if (!idle(entry)) continue;
+    ++count;
+    bytes += entry.second.grammar->bytes();
+  }
+  while (count > idle_most_ || bytes > kIdleBytes) {
     auto oldest = entries_.end();
     for (auto it = entries_.begin(); it != entries_.end(); ++it) {
       if (!idle(*it)) continue;
       if (oldest == entries_.end() || it->second.used < oldest->second.used) oldest = it;
     }
+    bytes -= oldest->second.grammar->bytes();
+    --count;
     entries_.erase(oldest);
   }
 }

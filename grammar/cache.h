@@ -11,6 +11,7 @@ namespace grammar {
 class Cache {
  public:
   explicit Cache(size_t idle_most = 32) : idle_most_(idle_most) {}
+  static constexpr size_t kIdleBytes = 48u << 20;  // of those not in use, together
 
   // Keeps a grammar in use as long as it lives; it must not outlive the cache.
   class Handle {

@@ -35,10 +35,15 @@ base::Result<std::unique_ptr<Grammar>> Grammar::make(const Rules& rules,
   return made;
 }
 
+size_t Grammar::mask_bytes() const {
+  return (masks_.size() + partials_.size()) * vocabulary_.words() * sizeof(uint64_t);
+}
+
+size_t Grammar::bytes() const { return mask_bytes() + states_.bytes(); }
+
 void Grammar::trim() {
   states_.trim();
-  const size_t bytes = (masks_.size() + partials_.size()) * vocabulary_.words() * 8;
-  if (age_ == states_.age() && bytes <= kMaskBytes) return;
+  if (age_ == states_.age() && mask_bytes() <= kMaskBytes) return;
   age_ = states_.age();
   masks_.clear();
   partials_.clear();

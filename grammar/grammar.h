@@ -36,6 +36,7 @@ class Grammar {
   StateId after(StateId state, TokenId token);  // of its bytes; kDead if there are none
   // Frees what was found when it is more than the bounds allow.
   void trim();
+  size_t bytes() const;  // of memory that trim() bounds, about
 
   struct Counters {
     uint64_t walks = 0, reused = 0;  // masks by a walk over the vocabulary; with its help
@@ -50,9 +51,10 @@ class Grammar {
     std::vector<TokenId> unclear;  // it depends on what lies below
     bool useful = false;           // few enough are unclear, and the work was in its limit
   };
-  static constexpr size_t kMaskBytes = 24u << 20;  // of masks kept
+  static constexpr size_t kMaskBytes = 8u << 20;  // of masks kept
 
   Grammar(std::unique_ptr<Automaton> automaton, const Vocabulary& vocabulary);
+  size_t mask_bytes() const;
   // Every token by its bytes, from the state; false: over the limit of work.
   bool walk(StateId state, Mask& mask);
   const Partial& partial(StateId local);

@@ -34,6 +34,12 @@ void States::trim() {
   if (full) clear();
 }
 
+size_t States::bytes() const {
+  constexpr size_t kEntry = 48;  // of a hash table
+  return table_.size() * sizeof(StateId) + infos_.size() * (sizeof(Info) + kEntry) +
+         configs_.size() * sizeof(Config) + frames_.size() * (sizeof(Frame) + kEntry);
+}
+
 StateId States::start() {
   if (start_ != kUnknown) return start_;
   add({automaton_.start(automaton_.root()), kEmpty});

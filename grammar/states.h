@@ -49,14 +49,15 @@ class States {
   void trim();
   uint64_t age() const { return age_; }
   size_t size() const { return infos_.size(); }
+  size_t bytes() const;  // of memory, about
   size_t ways(StateId state) const { return infos_[state].end - infos_[state].begin; }
 
  private:
   static constexpr StateId kUnknown = UINT32_MAX;
   static constexpr StackId kEmpty = 0, kBelow = 1;             // nothing; something unknown
   static constexpr uint32_t kBelowDepth = Limits::kStack / 2;  // what is assumed to lie there
-  static constexpr size_t kMostStates = 40'000, kMostStacks = 400'000, kMostConfigs = 2'000'000;
-  static constexpr size_t kMostCells = 4'000'000;  // of the table
+  static constexpr size_t kMostStates = 20'000, kMostStacks = 200'000, kMostConfigs = 1'000'000;
+  static constexpr size_t kMostCells = 2'000'000;  // of the table
   struct Info {
     uint32_t begin = 0, end = 0;  // in configs_
     bool accepting = false, popped = false;
