@@ -72,15 +72,17 @@ void constrain(const SampleInput& in, const base::Sampling& sampling, std::span<
     each_end([&](TokenId id) { ends.push_back(logits[id]); });
     each_end([&](TokenId id) { logits[id] = kBarred; });
   }
-  bool open = false;
+  for (size_t begin = 0; begin < logits.size(); begin += 64) {
+    const uint64_t word = begin / 64 < allowed.size() ? allowed[begin / 64] : 0;
+    if (word == ~uint64_t{0}) continue;  // most masks are nearly full or nearly empty
+    const size_t end = std::min(begin + 64, logits.size());
+    for (size_t id = begin; id < end; ++id)
+      if ((word >> (id - begin) & 1) == 0) logits[id] = kBarred;
+  }
+  if (ends.empty() || std::ranges::any_of(logits, [](float x) { return x != kBarred; })) return;
   const auto is_allowed = [allowed](size_t id) {
     return id / 64 < allowed.size() && (allowed[id / 64] >> (id % 64) & 1) != 0;
   };
-  for (size_t id = 0; id < logits.size(); ++id) {
-    if (!is_allowed(id)) logits[id] = kBarred;
-    open |= logits[id] != kBarred;
-  }
-  if (open || ends.empty()) return;
   size_t i = 0;
   each_end([&](TokenId id) {
     if (is_allowed(id)) logits[id] = ends[i];
