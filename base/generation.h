@@ -3,12 +3,28 @@
 // other.
 #pragma once
 #include <cstdint>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "base/ids.h"
 
 namespace base {
+
+// What the text of an answer must keep to (grammar/README.md), as the client wrote it.
+enum class GrammarKind : uint8_t {
+  kNone = 0,
+  kJsonObject = 1,  // any JSON object; no text
+  kJsonSchema = 2,  // text: the schema
+  kRegex = 3,       // text: the pattern, of the whole answer
+  kChoice = 4,      // text: a JSON array of strings, one of which is the answer
+  kEbnf = 5         // text: the grammar
+};
+struct GrammarText {
+  GrammarKind kind = GrammarKind::kNone;
+  std::string text;
+  auto operator<=>(const GrammarText&) const = default;
+};
 
 struct Sampling {
   float temperature = 1.0f;         // 0 = greedy
@@ -26,6 +42,7 @@ struct Sampling {
   int32_t top_logprobs = -1;  // -1 none; 0..20: that many alternatives beside the chosen token
   std::vector<TokenId> stop_tokens;                   // beside the model's EOS ids
   std::vector<std::pair<TokenId, float>> logit_bias;  // added to logits
+  GrammarText grammar;
 };
 
 // Log-probabilities of one emitted token, after temperature 1 softmax of the raw logits (OpenAI's

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "coordinator/api_fields.h"
+#include "coordinator/api_grammar.h"
 
 namespace coordinator {
 
@@ -223,35 +224,18 @@ void parse_template(Fields& body, const ApiModel& model, model::ChatOptions& cha
   chat.thinking = fields.boolean("enable_thinking").value_or(false) && model.thinking;
 }
 
-void check_response_format(Fields& body, Error& error) {
-  const json* format = body.object("response_format");
-  if (!format) return;
-  Fields fields(*format, "response_format", error);
-  const std::string type = fields.text("type", kMaxName).value_or("");
-  if (type == "text") return;
-  if (type == "json_object" || type == "json_schema") {
-    fields.fail("type", fmt::format("'response_format' of type '{}' is not supported", type),
-                "unsupported_parameter");
-  } else {
-    fields.fail("type", "'response_format.type' must be text, json_object or json_schema");
-  }
-}
-
-void refuse_unsupported(Fields& body, Error& error) {
+void refuse_unsupported(Fields& body) {
   refuse(body, "audio", "Audio is not supported: the model writes text");
   refuse(body, "web_search_options", "Web search is not supported");
   refuse(body, "functions", "'functions' is not supported: use 'tools'");
   refuse(body, "prediction", "'prediction' is not supported");
-  for (const char* name : {"structured_outputs", "guided_json", "guided_regex", "guided_choice",
-                           "guided_grammar", "grammar", "json_schema"}) {
-    refuse(body, name, "Structured output is not supported");
-  }
+  refuse(body, "structural_tag", "Structural tags are not supported");
+  refuse(body, "guided_whitespace_pattern", "'guided_whitespace_pattern' is not supported");
   if (const json* kinds = body.array("modalities", 8)) {
     for (const json& kind : *kinds) {
       if (kind != json("text")) body.fail("modalities", "Only the modality 'text' is supported");
     }
   }
-  check_response_format(body, error);
 }
 
 void parse_chat_logprobs(Fields& body, GenerationRequest& request) {
@@ -321,7 +305,8 @@ Parsed<GenerationRequest> parse_chat(std::string_view text, const ApiModel& mode
   request.messages = parse_messages(body, error);
   request.tools = parse_tools(body, error);
   parse_template(body, model, request.chat, error);
-  refuse_unsupported(body, error);
+  refuse_unsupported(body);
+  parse_grammar(body, text, request);
   parse_sampling(body, model, request);
   parse_chat_logprobs(body, request);
   if (error) return tl::unexpected(std::move(*error));
@@ -352,7 +337,8 @@ Parsed<GenerationRequest> parse_completion(std::string_view text, const ApiModel
     request.logprobs = true;
     request.sampling.top_logprobs = static_cast<int32_t>(*top);
   }
-  refuse_unsupported(body, error);
+  refuse_unsupported(body);
+  parse_grammar(body, text, request);
   if (error) return tl::unexpected(std::move(*error));
   return request;
 }

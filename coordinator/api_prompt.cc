@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include "coordinator/api_chat.h"
+#include "coordinator/api_grammar.h"
 #include "coordinator/api_json.h"
 
 namespace coordinator {
@@ -49,11 +50,19 @@ ApiError from_render(const base::Error& error) {
 }  // namespace
 
 Parsed<Prepared> prepare(Dialect dialect, std::string_view body, const ApiModel& model,
-                         const model::Tokenizer& tokenizer, const model::ChatFormat& format) {
+                         const model::Tokenizer& tokenizer, const model::ChatFormat& format,
+                         GrammarCheck* grammars) {
   auto parsed = dialect == Dialect::kChat ? parse_chat(body, model) : parse_completion(body, model);
   if (!parsed) return tl::unexpected(std::move(parsed.error()));
   Prepared out{std::move(*parsed), {}};
   GenerationRequest& request = out.request;
+  if (request.sampling.grammar.kind != base::GrammarKind::kNone) {
+    if (!grammars) {
+      return tl::unexpected(
+          invalid(request.grammar_field, "The name of this field must be written without escapes"));
+    }
+    if (auto error = grammars->check(request)) return tl::unexpected(std::move(*error));
+  }
   // What cannot fit whatever its tokens are is refused before the work of tokenizing it.
   if (auto error = check_context(request, model, text_bytes(request) / model.longest_token)) {
     return tl::unexpected(std::move(*error));

@@ -12,13 +12,18 @@
 
 namespace coordinator {
 
+class GrammarCheck;  // api_grammar.h
+
 struct Prepared {
   GenerationRequest request;
   std::vector<std::vector<TokenId>> prompts;  // one per request.prompts(), none empty
 };
 
+// `grammars` null: on a thread where nothing may be compiled; a body that may_name_grammar() is not
+// prepared there.
 Parsed<Prepared> prepare(Dialect dialect, std::string_view body, const ApiModel& model,
-                         const model::Tokenizer& tokenizer, const model::ChatFormat& format);
+                         const model::Tokenizer& tokenizer, const model::ChatFormat& format,
+                         GrammarCheck* grammars);
 // Choice i is answered by submission i: all n of the first prompt, then of the second. A default
 // maximum of tokens gives way to min_tokens and to what the context leaves.
 // What keeps tenants' cached prefixes apart: the request's own salt if it has one, else the API

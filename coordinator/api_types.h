@@ -79,6 +79,7 @@ struct GenerationRequest {
   bool logprobs = false;
   bool return_token_ids = false;
   std::string cache_salt;
+  std::string grammar_field;  // which field gave sampling.grammar
 
   size_t prompts() const {
     return dialect == Dialect::kChat ? 1 : (texts.empty() ? ids.size() : texts.size());

@@ -34,6 +34,7 @@ FrontEnd::Impl::Impl(FrontEndOptions o, const model::Tokenizer& t, const model::
       injector(i),
       log(std::move(l)),
       bodies{0, options.max_body_bytes_held},
+      grammars(t, options.model),
       generations({g, i, [this](std::function<void()> run) { asio::post(io, std::move(run)); },
                    options.model, t, options.most_pending},
                   metrics) {}

@@ -84,7 +84,9 @@ class Connection {
   awaitable<void> respond();
   awaitable<void> small_job();
   awaitable<void> ask_cluster();
-  awaitable<bool> run_job(std::function<void()> job);
+  // On the worker: what takes too long for the HTTP thread. False: too much waits there.
+  awaitable<bool> run_job(std::function<void()> job, bool on_worker);
+  bool long_body() const { return request_.body.size() > impl_.options.inline_bytes; }
   template <class T>
   static std::optional<ApiError> failure(bool ran, const std::optional<Parsed<T>>& result);
   awaitable<void> send(Reply reply);
@@ -266,7 +268,7 @@ awaitable<void> Connection::handle() {
 }
 
 // Runs `job` here when the body is short, else on the worker thread. False: too many wait already.
-awaitable<bool> Connection::run_job(std::function<void()> job) {
+awaitable<bool> Connection::run_job(std::function<void()> job, bool on_worker) {
   job_done_ = false;
   const auto guarded = [&job] {
     try {
@@ -275,7 +277,7 @@ awaitable<bool> Connection::run_job(std::function<void()> job) {
       // Out of memory, or a library's surprise: there is no result, which failure() tells.
     }
   };
-  if (request_.body.size() <= impl_.options.inline_bytes) {
+  if (!on_worker) {
     guarded();
     co_return true;
   }
@@ -311,7 +313,7 @@ awaitable<void> Connection::small_job() {
                  ? tokenize(request_.body, model, impl_.tokenizer, impl_.format)
                  : detokenize(request_.body, model, impl_.tokenizer);
   };
-  const bool ran = co_await run_job(std::move(job));
+  const bool ran = co_await run_job(std::move(job), long_body());
   Reply reply;
   if (const auto error = failure(ran, result)) {
     reply = refusal(*error);
@@ -353,13 +355,16 @@ AnswerHead Connection::answer_head(Dialect dialect) const {
 
 awaitable<void> Connection::generate(Dialect dialect) {
   std::optional<Parsed<Prepared>> prepared;
+  const bool on_worker = long_body() || may_name_grammar(request_.body);
+  GrammarCheck* grammars = on_worker ? &impl_.grammars : nullptr;
   std::function<void()> job = [&] {
-    prepared = prepare(dialect, request_.body, impl_.options.model, impl_.tokenizer, impl_.format);
+    prepared = prepare(dialect, request_.body, impl_.options.model, impl_.tokenizer, impl_.format,
+                       grammars);
     if (!*prepared) return;
     std::string& salt = (*prepared)->request.cache_salt;
     salt = salt_of(salt, request_.tenant);
   };
-  const bool ran = co_await run_job(std::move(job));
+  const bool ran = co_await run_job(std::move(job), on_worker);
   std::string().swap(request_.body);
   reader_.release();
   if (const auto error = failure(ran, prepared)) {

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "base/rng.h"
+#include "coordinator/api_grammar.h"
 #include "coordinator/front_end.h"
 #include "coordinator/http_generation.h"
 #include "coordinator/http_reader.h"  // first: Boost's include order
@@ -43,6 +44,7 @@ struct FrontEnd::Impl {
   uint32_t jobs = 0;  // on the worker or waiting for it
   bool draining = false;
   std::atomic<uint32_t> answering{0};  // read by any thread
+  GrammarCheck grammars;               // used on the worker alone
   Generations generations;
   // Destroyed first: coroutines end here and may still use all of the above.
   asio::io_context io{1};

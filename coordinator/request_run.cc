@@ -215,7 +215,9 @@ void RequestRun::judge(const Failure& failure) {
   ++failures_;
   ++services_.counters().failovers;
   if (failure.without_cache) ++cache_failures_;
-  if (failure.numerical && ++numerical_failures_ > 1) {
+  if (failure.error.code == Code::kUnsupported) {  // of the request, on every rank
+    error_ = failure.error;
+  } else if (failure.numerical && ++numerical_failures_ > 1) {
     error_ =
         base::Error{Code::kInternal, "the model's arithmetic failed twice: " + failure.error.what};
   } else if (failures_ >= kAttempts) {

@@ -67,7 +67,10 @@ void DecodeActor::welcomed(Context& ctx, const proto::HelloReply& reply) {
 Task<void> DecodeActor::load(Context& ctx) {
   loading_ = true;
   base::Result<std::unique_ptr<model::Engine>> made = nullptr;
-  std::function<void()> job = [this, &made] { made = config_.make_engine(); };
+  std::function<void()> job = [this, &made] {
+    made = config_.make_engine();
+    grammars_.load(config_.make_vocabulary);
+  };
   Task<void> run = ctx.offload(std::move(job), cost_of_rows(0));
   co_await std::move(run);
   if (!made) {
@@ -207,6 +210,9 @@ void DecodeActor::on(Context& ctx, const Incoming<proto::ReserveKv>& in) {
   if (membership_.state() == proto::NodeState::kReady) {
     reply.outcome = table_.reserve(in.msg, ctx.now());
   }
+  Sequence* sequence = table_.find({in->request, in->attempt});
+  if (sequence != nullptr && grammars_.must_compile(*sequence))
+    ctx.spawn(compile(ctx, sequence->sampling.grammar));
   if (reply.outcome == Outcome::kOk) reply.credits = kCredits;
   if (reply.outcome == Outcome::kCorrupt) {
     ctx.log(Level::kWarn, "kv.reserve.refused", {{"request", in->request.value}});
@@ -279,8 +285,27 @@ Outcome DecodeActor::take_commit(Context& ctx, const Incoming<proto::KvCommit>& 
     sequence->first = Sequence::First{m.token, m.logprobs, {}};
     if (!in.blobs.empty()) sequence->first->hidden = in.blobs[0].to_vector<float>();
   }
-  if (sequence->intake.all_committed() && sequence->first) begin_decode(ctx, *sequence);
+  if (sequence->complete()) begin_decode(ctx, *sequence);
   return Outcome::kOk;
+}
+
+// For all sequences that wait for this grammar by then.
+Task<void> DecodeActor::compile(Context& ctx, base::GrammarText text) {
+  Grammars::Compiled made = nullptr;
+  std::function<void()> job = [this, &made, &text] { made = grammars_.compile(text); };
+  Task<void> run = ctx.offload(std::move(job), cost_of_rows(1));
+  co_await std::move(run);
+  std::unique_ptr<grammar::Grammar> grammar;
+  if (made) grammar = std::move(*made);
+  grammars_.hand_in(text, std::move(grammar));
+  for (Sequence* sequence : table_.waiting_for(text)) {
+    if (!made) {
+      fail_attempt(ctx, *sequence, base::Code::kUnsupported, made.error().what);
+      continue;
+    }
+    grammars_.must_compile(*sequence);
+    if (sequence->complete()) begin_decode(ctx, *sequence);
+  }
 }
 
 void DecodeActor::begin_decode(Context& ctx, Sequence& sequence) {
@@ -384,6 +409,12 @@ void DecodeActor::settle(Context& ctx, const std::vector<Sequence*>& batch, bool
                                sequence.tokens.size() - 1));
       continue;
     }
+    if (next.stuck) {
+      fail_attempt(ctx, sequence, base::Code::kUnsupported,
+                   fmt::format("the grammar cannot be followed beyond token {} of the answer",
+                               sequence.emitted()));
+      continue;
+    }
     counters_.drafted += next.drafted;
     counters_.accepted += next.run.accepted;
     counters_.step_tokens += next.run.tokens.size();
@@ -462,6 +493,7 @@ Ledger DecodeActor::ledger() const {
   ledger.expert_jobs = service_.computing();
   ledger.ngram_reads = ngram_.reading();
   ledger.storing = static_cast<uint32_t>(offers_.pending());
+  ledger.compiling = static_cast<uint32_t>(grammars_.compiling());
   return ledger;
 }
 

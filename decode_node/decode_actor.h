@@ -18,6 +18,7 @@
 #include "decode_node/block_offers.h"
 #include "decode_node/drafter.h"
 #include "decode_node/expert_exchange.h"
+#include "decode_node/grammars.h"
 #include "decode_node/sequence_table.h"
 #include "decode_node/step_batch.h"
 #include "decode_node/token_outbox.h"
@@ -39,10 +40,11 @@ struct DecodeConfig {
   std::function<base::Result<std::unique_ptr<model::Engine>>()> make_engine;
   const std::atomic<uint32_t>* load_percent = nullptr;  // of make_engine's progress; may be null
   std::function<uint64_t()> read_bytes;                 // of the checkpoint so far; may be empty
+  MakeVocabulary make_vocabulary;  // called once with the engine; empty: no constrained requests
   uint64_t kv_bytes = 512u << 20;
   uint32_t max_batch = 32;
   bool share_ngram = false;  // n-gram rows come from the rank whose share has them
-  uint32_t mtp_steps = 0;  // drafts of a sequence in a step, at most; the shape must offer them
+  uint32_t mtp_steps = 0;    // drafts of a sequence in a step, at most; the shape must offer them
   uint32_t max_sequences = 1024;
   base::Duration scrub{};  // time in which all weights in memory are checked once; 0: never
   std::vector<base::NodeFault> faults;  // of this node; `after` counts steps
@@ -57,6 +59,7 @@ struct Ledger {
            expert_jobs = 0;  // asked of others, n-gram rows too; computed for others
   uint32_t ngram_reads = 0;  // for others
   uint32_t storing = 0;      // PutKv waiting or unanswered
+  uint32_t compiling = 0;    // grammars
   bool operator==(const Ledger&) const = default;
 };
 
@@ -113,6 +116,7 @@ class DecodeActor final : public actor::Actor,
   bool sound(const Incoming<proto::KvCommit>& in) const;
   proto::Outcome take_commit(Context& ctx, const Incoming<proto::KvCommit>& in);
   void begin_decode(Context& ctx, Sequence& sequence);
+  Task<void> compile(Context& ctx, base::GrammarText text);
 
   void kick(Context& ctx);
   Task<void> run_steps(Context& ctx);
@@ -131,6 +135,7 @@ class DecodeActor final : public actor::Actor,
   // Owned state.
   Counters counters_;
   node::MembershipClient membership_;
+  Grammars grammars_;  // outlives the sequences that use them
   SequenceTable table_;
   TokenOutbox outbox_;
   BlockOffers offers_;

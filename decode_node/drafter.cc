@@ -48,9 +48,9 @@ void Drafter::run(model::Engine& engine, std::span<Sequence* const> members, mod
       const uint32_t left = member->most_emitted - member->emitted();
       drafting.steps = std::min({member->draft_length.steps(), left - 1, room});
     }
-    drafting.choose =
-        model::draft_sampler(tokens.first(member->prompt_tokens),
-                             tokens.subspan(member->prompt_tokens), eos_, member->sampling);
+    drafting.choose = model::draft_sampler(
+        tokens.first(member->prompt_tokens), tokens.subspan(member->prompt_tokens), eos_,
+        member->sampling, member->matcher ? &*member->matcher : nullptr);
     round_.push_back(std::move(drafting));
   }
   model::draft_round(engine, round_, pass_);

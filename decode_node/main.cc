@@ -41,6 +41,9 @@ base::Result<std::unique_ptr<actor::Actor>> make_actor(Model& loaded, node::Proc
   decode.make_engine = [&loaded, options] {
     return model::make_local_engine(*loaded.checkpoint, options);
   };
+  decode.make_vocabulary = [folder = config.model, shape = decode.shape] {
+    return grammar::Vocabulary::load(folder, shape.vocab, shape.eos);
+  };
   decode.load_percent = &loaded.load_percent;
   decode.read_bytes = [&loaded] { return loaded.checkpoint->bytes_read(); };
   decode.kv_bytes = config.decode_kv_bytes;

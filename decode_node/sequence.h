@@ -8,6 +8,7 @@
 #include "base/generation.h"
 #include "base/time.h"
 #include "decode_node/kv_intake.h"
+#include "grammar/cache.h"
 #include "model/speculation.h"
 
 namespace decode {
@@ -38,7 +39,9 @@ struct Sequence {
     std::vector<proto::LogprobFields> logprobs;  // none or one
     std::vector<float> hidden;                   // the row it was sampled from; empty: not wanted
   };
-  std::optional<First> first;  // sampled by the last stage
+  std::optional<First> first;               // sampled by the last stage
+  grammar::Cache::Handle grammar;           // what a constrained one must keep to, once compiled
+  std::optional<grammar::Matcher> matcher;  // how far it has come in that
   // While it runs, where drafts are made (drafter.h).
   std::optional<model::Speculation> speculation;
   model::DraftLength draft_length;
@@ -48,6 +51,12 @@ struct Sequence {
   bool in_step = false;
   bool doomed = false;  // ended while in a step: freed at its end, its result is dropped
 
+  // Constrained, and not to be run before it has its grammar.
+  bool waits_for_grammar() const {
+    return sampling.grammar.kind != base::GrammarKind::kNone && !matcher;
+  }
+  // Everything that its first step needs is here.
+  bool complete() const { return intake.all_committed() && first && !waits_for_grammar(); }
   bool running() const { return ticket != 0 && !doomed; }
   uint32_t emitted() const { return static_cast<uint32_t>(tokens.size()) - prompt_tokens; }
 };

@@ -32,6 +32,7 @@ bool SequenceTable::plausible(const proto::ReserveKv& m) const {
   if (!m.request || m.tokens.empty()) return false;
   if (m.prompt_tokens == 0 || m.prompt_tokens > m.tokens.size()) return false;
   if (m.tokens.size() >= shape_.max_context) return false;
+  if (!proto::plausible(m.sampling)) return false;
   if (m.tokens.size() - m.prompt_tokens >= m.sampling.max_tokens) return false;
   return std::ranges::all_of(m.tokens, [this](TokenId id) { return id < shape_.vocab; });
 }
@@ -175,6 +176,15 @@ SequenceTable::Expired SequenceTable::expired(Time now) {
     } else if (sequence->ticket == 0 && now - sequence->heard >= kSilenceMost) {
       out.silent.push_back(sequence.get());
     }
+  }
+  return out;
+}
+
+std::vector<Sequence*> SequenceTable::waiting_for(const base::GrammarText& grammar) {
+  std::vector<Sequence*> out;
+  for (const auto& [key, sequence] : sequences_) {
+    const bool waits = !sequence->doomed && sequence->waits_for_grammar();
+    if (waits && sequence->sampling.grammar == grammar) out.push_back(sequence.get());
   }
   return out;
 }

@@ -58,6 +58,8 @@ class SequenceTable {
     std::vector<Sequence*> overdue;  // any attempt past its deadline
   };
   Expired expired(Time now);
+  // Living attempts whose grammar is this and that wait for it.
+  std::vector<Sequence*> waiting_for(const base::GrammarText& grammar);
 
   model::KvPool& pool() { return pool_; }
   const model::KvPool& pool() const { return pool_; }

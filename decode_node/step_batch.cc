@@ -45,7 +45,7 @@ void StepBatch::sample(model::Engine& engine) {
     next_[member] = verify(member, shape);
     const Next& next = next_[member];
     Sequence& sequence = *members_[member];
-    if (!sequence.speculation || !next.finite) continue;
+    if (!sequence.speculation || next.run.tokens.empty()) continue;
     sequence.draft_length.add(next.drafted, next.run.accepted);
     const size_t first = pass_.segments[member].row;
     sequence.speculation->add_hidden(std::span<const float>(hidden_).subspan(
@@ -64,12 +64,16 @@ StepBatch::Next StepBatch::verify(size_t member, const model::Shape& shape) cons
   if (good == 0) return next;
   const std::span<const TokenId> drafts =
       std::span<const TokenId>(pass_.tokens).subspan(segment.row + 1, good - 1);
-  const Sequence& sequence = *members_[member];
+  Sequence& sequence = *members_[member];
   const std::span<const TokenId> tokens(sequence.tokens);
   const auto logits = std::span<const float>(logits_).subspan(size_t{segment.row} * shape.vocab,
                                                               size_t{good} * shape.vocab);
   const model::SampleInput input{logits, tokens.first(sequence.prompt_tokens),
-                                 tokens.subspan(sequence.prompt_tokens), shape.eos};
+                                 tokens.subspan(sequence.prompt_tokens), shape.eos,
+                                 sequence.matcher ? &*sequence.matcher : nullptr};
+  next.stuck = input.constraint != nullptr && input.constraint->allowed(input.emitted).empty();
+  next.finite = next.stuck;
+  if (next.stuck) return next;
   next.run = model::verify_drafts(drafts, input, sequence.sampling);
   next.finite = !next.run.tokens.empty();
   return next;

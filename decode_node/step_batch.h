@@ -22,6 +22,7 @@ class StepBatch {
 
   struct Next {
     bool finite = false;  // false: a numerical error in the first row; nothing was sampled
+    bool stuck = false;   // the grammar does not tell what may follow; nothing was sampled
     model::Verified run;  // else at least one token; it ends before a later row that is not finite
     uint32_t drafted = 0;
   };

@@ -77,6 +77,7 @@ struct GenerateOptions {
   bool adapt = false;  // as many of them as pay, as decode ranks do (draft_length.h)
   DraftIndex later_drafts = DraftIndex::kReuseAppend;
   std::function<void(const KvSeen&)> at_end = nullptr;  // for tests
+  Constraint* constraint = nullptr;                     // what the answer must keep to
 };
 Generated generate(Engine& engine, std::span<const TokenId> prompt, const base::Sampling& sampling,
                    const GenerateOptions& options = {});

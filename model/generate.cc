@@ -21,6 +21,7 @@ class Run {
         adapt_(options.adapt),
         length_(steps_),
         later_(options.later_drafts),
+        constraint_(options.constraint),
         prompt_size_(prompt.size()),
         tokens_(prompt.begin(), prompt.end()),
         pool_(KvPool::blocks_for(static_cast<uint32_t>(prompt.size()) + sampling.max_tokens),
@@ -104,8 +105,8 @@ class Run {
     drafting.kv = KvView{&pool_, blocks_};
     drafting.tokens = tokens_;
     drafting.steps = steps;
-    drafting.choose =
-        draft_sampler(std::span(tokens_).first(prompt_size_), emitted(), shape_.eos, sampling_);
+    drafting.choose = draft_sampler(std::span(tokens_).first(prompt_size_), emitted(), shape_.eos,
+                                    sampling_, constraint_);
     draft_round(engine_, std::span(&drafting, 1), draft_pass_, later_);
   }
   // What the target samples at those rows of the pass.
@@ -113,7 +114,8 @@ class Run {
     logits_.resize(rows.size() * shape_.vocab);
     engine_.head(pass_, rows, logits_, steps_ > 0 ? &hidden_ : nullptr);
     const std::span<const TokenId> prompt = std::span(tokens_).first(prompt_size_);
-    return verify_drafts(drafts, SampleInput{logits_, prompt, emitted(), shape_.eos}, sampling_);
+    return verify_drafts(drafts, SampleInput{logits_, prompt, emitted(), shape_.eos, constraint_},
+                         sampling_);
   }
 
   Engine& engine_;
@@ -123,6 +125,7 @@ class Run {
   const bool adapt_;
   DraftLength length_;
   const DraftIndex later_;
+  Constraint* const constraint_;  // null: none
   const size_t prompt_size_;
   std::vector<TokenId> tokens_;  // prompt and emitted
   KvPool pool_;

@@ -49,7 +49,48 @@ void penalise_emitted(std::span<const TokenId> emitted, float frequency, float p
   }
 }
 
-// Bias, then penalties, then the bar on early ends.
+bool bars_ends(const SampleInput& in, const base::Sampling& sampling) {
+  return in.emitted.size() < sampling.min_tokens;
+}
+
+void bar(std::span<const TokenId> ids, std::span<float> logits) {
+  for (const TokenId id : ids)
+    if (id < logits.size()) logits[id] = kBarred;
+}
+
+// What the constraint forbids. An end that min_tokens bars stays possible where nothing else is.
+void constrain(const SampleInput& in, const base::Sampling& sampling, std::span<float> logits) {
+  const std::span<const uint64_t> allowed = in.constraint->allowed(in.emitted);
+  CHECK(!allowed.empty(), "the {} tokens before break the constraint", in.emitted.size());
+  std::vector<float> ends;  // as they were, while min_tokens bars them
+  const auto each_end = [&](auto&& visit) {
+    for (const std::span<const TokenId> ids : {in.eos, std::span(sampling.stop_tokens)})
+      for (const TokenId id : ids)
+        if (id < logits.size()) visit(id);
+  };
+  if (bars_ends(in, sampling)) {
+    each_end([&](TokenId id) { ends.push_back(logits[id]); });
+    each_end([&](TokenId id) { logits[id] = kBarred; });
+  }
+  for (size_t begin = 0; begin < logits.size(); begin += 64) {
+    const uint64_t word = begin / 64 < allowed.size() ? allowed[begin / 64] : 0;
+    if (word == ~uint64_t{0}) continue;  // most masks are nearly full or nearly empty
+    const size_t end = std::min(begin + 64, logits.size());
+    for (size_t id = begin; id < end; ++id)
+      if ((word >> (id - begin) & 1) == 0) logits[id] = kBarred;
+  }
+  if (ends.empty() || std::ranges::any_of(logits, [](float x) { return x != kBarred; })) return;
+  const auto is_allowed = [allowed](size_t id) {
+    return id / 64 < allowed.size() && (allowed[id / 64] >> (id % 64) & 1) != 0;
+  };
+  size_t i = 0;
+  each_end([&](TokenId id) {
+    if (is_allowed(id)) logits[id] = ends[i];
+    ++i;
+  });
+}
+
+// Bias, then penalties, then what may not come.
 std::vector<float> adjust(const SampleInput& in, const base::Sampling& sampling) {
   std::vector<float> logits(in.logits.begin(), in.logits.end());
   for (const auto& [id, bias] : sampling.logit_bias)
@@ -59,11 +100,11 @@ std::vector<float> adjust(const SampleInput& in, const base::Sampling& sampling)
     penalise_repetition(in.prompt, in.emitted, sampling.repetition_penalty, logits);
   if (sampling.frequency_penalty != 0.0f || sampling.presence_penalty != 0.0f)
     penalise_emitted(in.emitted, sampling.frequency_penalty, sampling.presence_penalty, logits);
-  if (in.emitted.size() < sampling.min_tokens) {
-    for (TokenId id : in.eos)
-      if (id < logits.size()) logits[id] = kBarred;
-    for (TokenId id : sampling.stop_tokens)
-      if (id < logits.size()) logits[id] = kBarred;
+  if (in.constraint != nullptr) {
+    constrain(in, sampling, logits);
+  } else if (bars_ends(in, sampling)) {
+    bar(in.eos, logits);
+    bar(sampling.stop_tokens, logits);
   }
   return logits;
 }

@@ -126,15 +126,17 @@ void draft_round(Engine& engine, std::span<Drafting> sequences, Pass& pass, Draf
 
 std::function<TokenId(std::span<const float>, std::span<const TokenId>)> draft_sampler(
     std::span<const TokenId> prompt, std::span<const TokenId> emitted, std::span<const TokenId> eos,
-    const base::Sampling& sampling) {
-  return [prompt, emitted, eos, &sampling](std::span<const float> logits,
-                                           std::span<const TokenId> drafts) -> TokenId {
+    const base::Sampling& sampling, Constraint* constraint) {
+  return [prompt, emitted, eos, &sampling, constraint](std::span<const float> logits,
+                                                       std::span<const TokenId> drafts) -> TokenId {
     if (!all_finite(logits)) return 0;
     std::vector<TokenId> before(emitted.begin(), emitted.end());
     before.insert(before.end(), drafts.begin(), drafts.end());
+    // After a draft that breaks the constraint any further one is as good: none is accepted.
+    if (constraint != nullptr && constraint->allowed(before).empty()) return 0;
     base::Sampling plain = sampling;
     plain.top_logprobs = -1;
-    return sample(SampleInput{logits, prompt, before, eos}, plain).token;
+    return sample(SampleInput{logits, prompt, before, eos, constraint}, plain).token;
   };
 }
 
@@ -146,12 +148,16 @@ Verified verify_drafts(std::span<const TokenId> drafts, const SampleInput& input
   std::vector<TokenId> emitted(input.emitted.begin(), input.emitted.end());
   Verified out;
   for (size_t row = 0; row < rows; ++row) {
+    // The constraint cannot be followed any further: the next step will say so.
+    if (row > 0 && input.constraint != nullptr && input.constraint->allowed(emitted).empty())
+      return out;
     const std::span<const float> logits = input.logits.subspan(row * vocab, vocab);
     if (!all_finite(logits)) {
       out.finish = base::FinishReason::kError;
       return out;
     }
-    Sampled next = sample(SampleInput{logits, input.prompt, emitted, input.eos}, sampling);
+    Sampled next =
+        sample(SampleInput{logits, input.prompt, emitted, input.eos, input.constraint}, sampling);
     emitted.push_back(next.token);
     out.tokens.push_back(next.token);
     if (sampling.top_logprobs >= 0) out.logprobs.push_back(std::move(next.logprobs));

@@ -68,7 +68,7 @@ void draft_round(Engine& engine, std::span<Drafting> sequences, Pass& pass,
 // give token 0, which verification then judges like any other.  `sampling` etc. must outlive it.
 std::function<TokenId(std::span<const float>, std::span<const TokenId>)> draft_sampler(
     std::span<const TokenId> prompt, std::span<const TokenId> emitted, std::span<const TokenId> eos,
-    const base::Sampling& sampling);
+    const base::Sampling& sampling, Constraint* constraint = nullptr);
 
 // What one verification emits.
 struct Verified {

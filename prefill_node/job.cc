@@ -46,7 +46,8 @@ bool Job::plausible(const proto::StartPrefill& start, const model::Shape& shape,
          std::ranges::all_of(start.tokens, known) && plausible_chain(start, self) && start.decode &&
          start.cached_blocks <= start.block_keys.size() &&
          size_t{start.cached_blocks} * kBlockTokens < tokens &&
-         (start.cached_blocks == 0 || start.store || !start.sources.empty());
+         (start.cached_blocks == 0 || start.store || !start.sources.empty()) &&
+         proto::plausible(start.sampling);
 }
 
 Job::Job(const StageFacts& facts, proto::StartPrefill start, std::vector<model::BlockId> blocks)
@@ -279,7 +280,28 @@ void Job::sample(model::Engine& engine) {
   input.prompt = all.first(start_.prompt_tokens);
   input.emitted = all.subspan(start_.prompt_tokens);
   input.eos = facts_.shape.eos;
-  first_ = model::sample(input, sampling_);
+  const std::unique_ptr<grammar::Grammar> grammar = compile_grammar();
+  std::optional<grammar::Matcher> matcher;
+  if (grammar) {
+    matcher.emplace(*grammar, sampling_.stop_tokens);
+    input.constraint = &*matcher;
+    if (matcher->allowed(input.emitted).empty())
+      refused_ = base::Error{base::Code::kUnsupported, "the answer so far breaks the grammar"};
+  }
+  if (!refused_) first_ = model::sample(input, sampling_);
+}
+
+std::unique_ptr<grammar::Grammar> Job::compile_grammar() {
+  if (sampling_.grammar.kind == base::GrammarKind::kNone) return nullptr;
+  base::Result<std::unique_ptr<grammar::Grammar>> made = nullptr;
+  if (facts_.vocabulary) {
+    made = grammar::Grammar::compile(sampling_.grammar, *facts_.vocabulary);
+  } else {
+    made = base::fail(facts_.vocabulary.error());
+  }
+  if (made) return std::move(*made);
+  refused_ = base::Error{base::Code::kUnsupported, made.error().what};
+  return nullptr;
 }
 
 bool Job::conclude() {
@@ -290,6 +312,10 @@ bool Job::conclude() {
   if (rank_ != 0) return !sender_ || sender_->idle();
   if (!finite_) {
     numerical_error("the logits are not finite");
+    return false;
+  }
+  if (refused_) {
+    failed(*refused_, /*without_cache=*/false);
     return false;
   }
   committing_ = true;

@@ -4,6 +4,7 @@
 #include <optional>
 #include <vector>
 
+#include "grammar/grammar.h"
 #include "model/engine.h"
 #include "model/sampler.h"
 #include "node/store_outbox.h"
@@ -48,6 +49,7 @@ struct StageFacts {
   const node::View& view;  // whose stores computed blocks are offered to
   JobCounters& counters;
   ExchangeCounters& exchanged;
+  const base::Result<grammar::Vocabulary>& vocabulary;  // of constrained requests
 };
 
 class Job final : private Party {
@@ -120,6 +122,8 @@ class Job final : private Party {
   }
   void unreachable(base::NodeId node) override;
   Task<void> watch_deadline();
+  // Null without a grammar, or where refused_ says why.
+  std::unique_ptr<grammar::Grammar> compile_grammar();
   void wake_pass();
   Task<void> resume_pass();
   node::BlockChain chain() const;
@@ -156,6 +160,7 @@ class Job final : private Party {
   std::vector<float> hidden_;  // the last token's final hidden row, where drafts() and sampled
   std::optional<model::Sampled> first_;
   bool finite_ = true;
+  std::optional<base::Error> refused_;  // by the request's grammar
   StageInputs inputs_;
   KvShipper shipper_;
   std::optional<StageSender> sender_;  // not on the last stage

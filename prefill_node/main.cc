@@ -36,6 +36,9 @@ base::Result<std::unique_ptr<actor::Actor>> make_actor(Model& loaded, node::Proc
     stage.mtp = options.mtp && stage.head;
     return model::make_local_engine(*loaded.checkpoint, stage);
   };
+  prefill.make_vocabulary = [folder = config.model, shape = prefill.shape] {
+    return grammar::Vocabulary::load(folder, shape.vocab, shape.eos);
+  };
   prefill.load_percent = &loaded.load_percent;
   prefill.read_bytes = [&loaded] { return loaded.checkpoint->bytes_read(); };
   prefill.kv_bytes = config.prefill_kv_bytes;

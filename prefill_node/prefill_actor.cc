@@ -67,7 +67,13 @@ Task<void> PrefillActor::load(Context& ctx, model::LayerRange layers, uint64_t t
   engine_.reset();
   pool_.reset();
   base::Result<std::unique_ptr<model::Engine>> made = nullptr;
-  std::function<void()> job = [this, layers, &made] { made = config_.make_engine(layers); };
+  const bool draws = config_.make_vocabulary && layers.end == config_.shape.layers;
+  base::Result<grammar::Vocabulary> vocabulary =
+      base::fail(base::Code::kUnsupported, "this stage has no tokenizer");
+  std::function<void()> job = [this, layers, draws, &made, &vocabulary] {
+    made = config_.make_engine(layers);
+    if (draws) vocabulary = config_.make_vocabulary();
+  };
   Task<void> run = ctx.offload(std::move(job), cost_of_rows(0));
   co_await std::move(run);
   if (!made) {
@@ -82,6 +88,7 @@ Task<void> PrefillActor::load(Context& ctx, model::LayerRange layers, uint64_t t
   const uint64_t blocks = config_.kv_bytes / block_bytes;
   layers_ = layers;
   engine_ = std::move(*made);
+  vocabulary_ = std::move(vocabulary);
   if (config_.share_experts) {
     dispatch_ = std::make_unique<experts::ExpertDispatch>(ctx, *engine_, proto::kPrefill,
                                                           counters_.experts);
@@ -252,7 +259,8 @@ Outcome PrefillActor::open_job(Context& ctx, const proto::StartPrefill& start) {
                          outbox_,
                          membership_.view(),
                          counters_.jobs,
-                         counters_.exchanged};
+                         counters_.exchanged,
+                         vocabulary_};
   auto job = std::make_unique<Job>(facts, start, std::move(*blocks));
   Job& opened = *job;
   jobs_.emplace(key, std::move(job));

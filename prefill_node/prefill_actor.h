@@ -36,6 +36,8 @@ struct PrefillConfig {
   std::function<base::Result<std::unique_ptr<model::Engine>>(model::LayerRange)> make_engine;
   const std::atomic<uint32_t>* load_percent = nullptr;  // of make_engine's progress; may be null
   std::function<uint64_t()> read_bytes;                 // of the checkpoint so far; may be empty
+  // Called once with an engine that has the head; empty: no constrained requests.
+  std::function<base::Result<grammar::Vocabulary>()> make_vocabulary;
   uint64_t kv_bytes = 256u << 20;
   uint32_t chunk_tokens = 256;  // of the first chunk of a prompt
   bool dynamic_chunks = false;  // later ones as large as costs the same (chunk_plan.h)
@@ -142,6 +144,8 @@ class PrefillActor final : public actor::Actor,
   model::LayerRange layers_;               // of engine_ and pool_
   std::unique_ptr<model::Engine> engine_;  // null until loaded
   std::unique_ptr<model::KvPool> pool_;    // with the engine
+  base::Result<grammar::Vocabulary> vocabulary_ =
+      base::fail(base::Code::kUnsupported, "this stage has no tokenizer");
   uint64_t engines_ = 0;    // rises when engine_ changes; a scrub of an older one ends
   bool scrubbing_ = false;  // a part of it runs on engine_
   uint64_t loads_ = 0;      // counts welcomes; a load of an older one ends

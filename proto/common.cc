@@ -19,6 +19,8 @@ SamplingFields to_wire(const base::Sampling& sampling) {
   out.top_logprobs = sampling.top_logprobs;
   out.stop_tokens = sampling.stop_tokens;
   out.logit_bias = sampling.logit_bias;
+  out.grammar_kind = static_cast<uint8_t>(sampling.grammar.kind);
+  out.grammar_text = sampling.grammar.text;
   return out;
 }
 
@@ -39,7 +41,12 @@ base::Sampling from_wire(const SamplingFields& fields) {
   out.top_logprobs = fields.top_logprobs;
   out.stop_tokens = fields.stop_tokens;
   out.logit_bias = fields.logit_bias;
+  out.grammar = {static_cast<base::GrammarKind>(fields.grammar_kind), fields.grammar_text};
   return out;
+}
+
+bool plausible(const SamplingFields& fields) {
+  return fields.grammar_kind <= static_cast<uint8_t>(base::GrammarKind::kEbnf);
 }
 
 }  // namespace proto

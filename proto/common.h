@@ -52,11 +52,15 @@ struct SamplingFields {
   int32_t top_logprobs = -1;
   std::vector<uint32_t> stop_tokens;
   std::vector<std::pair<uint32_t, float>> logit_bias;
+  uint8_t grammar_kind = 0;  // base::GrammarKind
+  std::string grammar_text;
   FIELDS(temperature, top_p, top_k, min_p, frequency_penalty, presence_penalty, repetition_penalty,
-         seed, choice, max_tokens, min_tokens, ignore_eos, top_logprobs, stop_tokens,
-         logit_bias)  // append only
+         seed, choice, max_tokens, min_tokens, ignore_eos, top_logprobs, stop_tokens, logit_bias,
+         grammar_kind, grammar_text)  // append only
 };
 SamplingFields to_wire(const base::Sampling& sampling);
 base::Sampling from_wire(const SamplingFields& fields);
+// Values that base::Sampling can have.
+bool plausible(const SamplingFields& fields);
 
 }  // namespace proto

@@ -6,7 +6,7 @@ namespace proto {
 
 // Entry i asks for row ids[i] of table tables[i].
 struct NgramRows {
-  static constexpr uint16_t kType = 42;
+  static constexpr uint16_t kType = 44;
   static constexpr const char* kName = "NgramRows";
   std::vector<uint16_t> tables;
   std::vector<uint64_t> ids;
@@ -14,7 +14,7 @@ struct NgramRows {
 };
 // Blob: f32 [entries, dim], widened, in the order asked.  kUnknown: no tables here.
 struct NgramValues {
-  static constexpr uint16_t kType = 43;
+  static constexpr uint16_t kType = 45;
   static constexpr const char* kName = "NgramValues";
   Outcome outcome = Outcome::kOk;
   base::Hash128 digest;  // of the blob

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "coordinator/api_chat.h"
+#include "coordinator/api_grammar.h"
 #include "coordinator/http_routes.h"
 
 namespace coordinator {
@@ -172,6 +173,46 @@ TEST(ApiParse, ReadsWhatClientsSend) {
   }
 }
 
+// What each dialect's field comes to.
+TEST(ApiParse, ReadsWhatTheAnswerMustKeepTo) {
+  using base::GrammarKind;
+  const struct {
+    const char* fields;
+    GrammarKind kind;
+    const char* text;
+  } cases[] = {
+      {R"("response_format":{"type":"text"})", GrammarKind::kNone, ""},
+      {R"("response_format":{"type":"json_object"})", GrammarKind::kJsonObject, ""},
+      {R"("response_format":{"type":"json_schema","json_schema":{"name":"x","strict":true,)"
+       R"("schema":{"properties":{"z":{},"a":{"minimum":1.50}}}}})",
+       GrammarKind::kJsonSchema, R"({"properties": {"z": {}, "a": {"minimum": 1.5}}})"},
+      {R"("guided_json":{"type":"null"})", GrammarKind::kJsonSchema, R"({"type": "null"})"},
+      {R"("guided_json":"{\"type\":\"null\"}")", GrammarKind::kJsonSchema, R"({"type":"null"})"},
+      {R"("guided_regex":"a+")", GrammarKind::kRegex, "a+"},
+      {R"("guided_choice":["b","a"])", GrammarKind::kChoice, R"(["b","a"])"},
+      {R"("guided_grammar":"root ::= \"a\"")", GrammarKind::kEbnf, R"(root ::= "a")"},
+      {R"("structured_outputs":{"json":{"type":"null"}})", GrammarKind::kJsonSchema,
+       R"({"type": "null"})"},
+      {R"("structured_outputs":{"regex":"a","json":null})", GrammarKind::kRegex, "a"},
+      {R"("structured_outputs":{"choice":["x"]})", GrammarKind::kChoice, R"(["x"])"},
+      {R"("structured_outputs":{"grammar":"g"})", GrammarKind::kEbnf, "g"},
+      {R"("structured_outputs":{"json_object":true})", GrammarKind::kJsonObject, ""},
+      {R"("json_schema":"{}")", GrammarKind::kJsonSchema, "{}"},
+      {R"("regex":"a","ebnf":null)", GrammarKind::kRegex, "a"},
+      {R"("ebnf":"g")", GrammarKind::kEbnf, "g"},
+      {R"("grammar":"g")", GrammarKind::kEbnf, "g"},
+  };
+  for (const auto& each : cases) {
+    const auto result = chat(each.fields);
+    ASSERT_TRUE(result.has_value()) << each.fields << ": " << result.error().message;
+    EXPECT_EQ(result->sampling.grammar.kind, each.kind) << each.fields;
+    EXPECT_EQ(result->sampling.grammar.text, each.text) << each.fields;
+    if (each.kind != GrammarKind::kNone) {
+      EXPECT_TRUE(may_name_grammar(each.fields)) << each.fields;
+    }
+  }
+}
+
 struct Refused {
   const char* fields;
   const char* param;
@@ -204,7 +245,6 @@ TEST(ApiParse, NamesWhatItRefuses) {
       {R"("tools":[{"type":"function"}])", "tools[0]"},
       {R"("tools":[{"type":"function","function":{"name":7}}])", "tools[0].function.name"},
       {R"("tools":[{"type":"web","function":{"name":"f"}}])", "tools[0]"},
-      {R"("response_format":{"type":"json_object"})", "response_format.type"},
       {R"("response_format":{"type":"sound"})", "response_format.type"},
       {R"("modalities":["audio"])", "modalities"},
       {R"("audio":{"voice":"x"})", "audio"},
@@ -212,7 +252,18 @@ TEST(ApiParse, NamesWhatItRefuses) {
       {R"("functions":[{"name":"f"}])", "functions"},
       {R"("chat_template_kwargs":{"chat_template":"x"})", "chat_template_kwargs"},
       {R"("chat_template_kwargs":{"enable_thinking":1})", "chat_template_kwargs.enable_thinking"},
-      {R"("guided_json":{"type":"object"})", "guided_json"},
+      {R"("response_format":{"type":"json_schema"})", "response_format.json_schema"},
+      {R"("response_format":{"type":"json_schema","json_schema":{"schema":123}})",
+       "response_format.json_schema.schema"},
+      {R"("response_format":{"type":"json_schema","json_schema":{"name":"x"}})",
+       "response_format.json_schema.schema"},
+      {R"("response_format":{"type":"json_object"},"guided_regex":"a")", "guided_regex"},
+      {R"("structured_outputs":{"regex":"a","choice":["b"]})", "structured_outputs.choice"},
+      {R"("structured_outputs":{"structural_tag":"x"})", "structured_outputs.structural_tag"},
+      {R"("guided_choice":"a")", "guided_choice"},
+      {R"("guided_regex":7)", "guided_regex"},
+      {R"("guided_whitespace_pattern":" ")", "guided_whitespace_pattern"},
+      {R"("regex":"a","chat_template_kwargs":{"enable_thinking":true})", "regex"},
       {R"("temperature":1e400)", "temperature"},
   };
   for (const Refused& c : cases) {

@@ -99,13 +99,14 @@ TEST_F(SequenceTableTest, TheTableIsBounded) {
 
 TEST_F(SequenceTableTest, RefusesValuesOutOfTheirRange) {
   auto token = ask(1, 1), none = ask(1, 1, 0), prompt = ask(1, 1), all_out = ask(1, 1),
-       no_prompt = ask(1, 1), nobody = ask(0, 1);
+       no_prompt = ask(1, 1), nobody = ask(0, 1), grammar = ask(1, 1);
+  grammar.sampling.grammar_kind = 200;
   token.tokens[3] = 100;
   prompt.prompt_tokens = 11;
   no_prompt.prompt_tokens = 0;
   all_out.prompt_tokens = 4;
   all_out.sampling.max_tokens = 6;
-  for (const auto& m : {token, none, prompt, all_out, no_prompt, nobody}) {
+  for (const auto& m : {token, none, prompt, all_out, no_prompt, nobody, grammar}) {
     EXPECT_EQ(table.reserve(m, now), Outcome::kCorrupt);
   }
   EXPECT_EQ(table.pool().used(), 0u);

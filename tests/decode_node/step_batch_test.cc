@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "decode_node/grammars.h"
 #include "model/forward.h"
 #include "tests/decode_node/poisoned_engine.h"
 
@@ -87,6 +88,48 @@ TEST(StepBatch, ANumericalErrorStaysInItsRow) {
   EXPECT_FALSE(batch.next()[0].finite);
   EXPECT_TRUE(batch.next()[1].finite);
   EXPECT_EQ(healthy.sequence.tokens.size(), 5u);
+}
+
+TEST(StepBatch, AGrammarBindsItsRowAlone) {
+  const auto engine = model::make_oracle_engine({});
+  const model::Shape& shape = engine->shape();
+  std::vector<std::string> bytes(shape.vocab);
+  for (size_t id = 0; id < bytes.size(); ++id) bytes[id] = std::string(1, static_cast<char>(id));
+  const grammar::Vocabulary vocabulary(std::move(bytes), shape.eos);
+  Grammars grammars;
+  const base::GrammarText text{base::GrammarKind::kRegex, "[a-f]{8}"};
+  grammars.load([&]() -> base::Result<grammar::Vocabulary> { return vocabulary; });
+
+  model::KvPool pool(12, {0, shape.layers}, shape.kv_row_bytes);
+  Prepared free(*engine, pool, {5, 6, 7}, 1), alone(*engine, pool, {5, 6, 7}, 1);
+  Prepared bound(*engine, pool, {8, 9}, 2), lost(*engine, pool, {9, 9}, 3);
+  bound.sequence.tokens.back() = 'a';
+  lost.sequence.tokens.back() = 'z';  // breaks it already
+  for (Prepared* each : {&bound, &lost}) each->sequence.sampling.grammar = text;
+  EXPECT_TRUE(bound.sequence.waits_for_grammar());
+  EXPECT_TRUE(grammars.must_compile(bound.sequence));
+  EXPECT_FALSE(grammars.must_compile(lost.sequence)) << "once for both";
+  grammars.hand_in(text, std::move(*grammars.compile(text)));
+  for (Prepared* each : {&bound, &lost}) {
+    EXPECT_FALSE(grammars.must_compile(each->sequence));
+    EXPECT_FALSE(each->sequence.waits_for_grammar());
+  }
+
+  StepBatch batch, other;
+  for (int i = 0; i < 8; ++i) {
+    step(*engine, other, {&alone.sequence}, pool);
+    std::vector<Sequence*> members{&free.sequence, &bound.sequence};
+    if (i == 0) members.push_back(&lost.sequence);
+    step(*engine, batch, members, pool);
+    if (i == 0) {
+      EXPECT_TRUE(batch.next()[2].stuck);
+    }
+    EXPECT_FALSE(batch.next()[1].stuck);
+  }
+  EXPECT_EQ(free.sequence.tokens, alone.sequence.tokens);
+  const std::span<const TokenId> tokens(bound.sequence.tokens);
+  EXPECT_TRUE(bound.sequence.matcher->may_end(tokens.subspan(bound.sequence.prompt_tokens)));
+  EXPECT_EQ(tokens.back(), shape.eos[0]);
 }
 
 }  // namespace

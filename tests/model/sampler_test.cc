@@ -370,4 +370,65 @@ TEST(FinishAfter, NamesTheReason) {
   EXPECT_EQ(after({5}), FinishReason::kStop);
 }
 
+// Allows the same tokens after whatever came.
+struct Fixed final : model::Constraint {
+  explicit Fixed(const std::vector<TokenId>& ids, size_t words) : mask(words, 0) {
+    for (const TokenId id : ids) mask[id / 64] |= uint64_t{1} << (id % 64);
+  }
+  std::span<const uint64_t> allowed(std::span<const TokenId>) override { return mask; }
+  std::vector<uint64_t> mask;
+};
+
+TEST(Constraint, DrawsOnlyWhatIsAllowedByTheProbabilitiesThatAreLeft) {
+  std::vector<float> logits(130, 1.0f);
+  logits[3] = 9;
+  logits[129] = 2;
+  const std::vector<TokenId> eos{2};
+  Fixed constraint({5, 64, 129}, 3);
+  Sampling sampling;
+  SampleInput input{logits, {}, {}, eos, &constraint};
+  std::map<TokenId, int> seen;
+  for (sampling.seed = 0; sampling.seed < 3000; ++sampling.seed)
+    ++seen[model::sample(input, sampling).token];
+  ASSERT_EQ(seen.size(), 3u);
+  EXPECT_NEAR(seen[129], 3000 * 0.576, 120);  // e / (e + 2)
+  EXPECT_NEAR(seen[5], seen[64], 120);
+  sampling.temperature = 0;
+  EXPECT_EQ(model::sample(input, sampling).token, 129u);
+  sampling.logit_bias = {{129, -50.0f}};
+  EXPECT_EQ(model::sample(input, sampling).token, 5u);
+  sampling.top_logprobs = 1;
+  EXPECT_EQ(model::sample(input, sampling).logprobs.top[0].first, 3u) << "of the raw logits";
+}
+
+TEST(Constraint, ThatAllowsEverythingChangesNothing) {
+  base::Rng rng(3);
+  std::vector<float> logits(300);
+  for (float& logit : logits) logit = static_cast<float>(rng.uniform() * 8);
+  std::vector<TokenId> all(logits.size());
+  std::iota(all.begin(), all.end(), 0u);
+  Fixed constraint(all, 5);
+  const std::vector<TokenId> eos{2}, emitted{4, 4, 9};
+  Sampling sampling;
+  sampling.frequency_penalty = 0.7f;
+  sampling.min_tokens = 4;
+  for (sampling.seed = 0; sampling.seed < 300; ++sampling.seed) {
+    sampling.top_p = sampling.seed % 2 == 0 ? 1.0f : 0.8f;
+    EXPECT_EQ(model::sample({logits, {}, emitted, eos, &constraint}, sampling).token,
+              model::sample({logits, {}, emitted, eos}, sampling).token);
+  }
+}
+
+TEST(Constraint, LetsAnAnswerEndBeforeMinTokensOnlyWhereNothingElseIsAllowed) {
+  const std::vector<float> logits{1, 1, 9, 1};
+  const std::vector<TokenId> eos{2};
+  Sampling sampling;
+  sampling.temperature = 0;
+  sampling.min_tokens = 5;
+  Fixed choice({1, 2}, 1), end({2}, 1), beyond({0, 70}, 2);
+  EXPECT_EQ(model::sample({logits, {}, {}, eos, &choice}, sampling).token, 1u);
+  EXPECT_EQ(model::sample({logits, {}, {}, eos, &end}, sampling).token, 2u);
+  EXPECT_EQ(model::sample({logits, {}, {}, eos, &beyond}, sampling).token, 0u);
+}
+
 }  // namespace

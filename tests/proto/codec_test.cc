@@ -147,9 +147,11 @@ TEST(ProtoCodec, SamplingComesBackFromTheWire) {
   sampling.top_logprobs = 4;
   sampling.stop_tokens = {1, 2};
   sampling.logit_bias = {{7, -100.0f}};
+  sampling.grammar = {base::GrammarKind::kRegex, "a+"};
   const base::Sampling back = proto::from_wire(proto::to_wire(sampling));
   EXPECT_TRUE(equal(proto::to_wire(back), proto::to_wire(sampling)));
   EXPECT_EQ(back.logit_bias, sampling.logit_bias);
+  EXPECT_EQ(back.grammar, sampling.grammar);
   EXPECT_EQ(back.seed, sampling.seed);
   EXPECT_EQ(back.top_logprobs, 4);
   EXPECT_EQ(back.presence_penalty, 1.5f);

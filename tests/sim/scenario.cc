@@ -37,6 +37,7 @@ struct Script {
   uint32_t turns = 1;  // of a chat: each prompt is the former one, its answer and some more
   uint32_t sequence_ranks = 1;
   uint32_t mtp_steps = 0;
+  bool constrained = false;  // two of three requests must keep to a grammar
 };
 
 milliseconds between(Rng& rng, uint64_t least, uint64_t most) {
@@ -216,6 +217,15 @@ const std::vector<Script>& scripts() {
       {"drafts", "three drafts a step, chats of two turns, every node killed and restarted", 0.05,
        0.05, 0.05, kill_everything, false, false, seconds(120), seconds(300), false, false,
        /*stores=*/2, /*corrupt=*/0.02, /*turns=*/2, /*sequence_ranks=*/1, /*mtp_steps=*/3},
+      {.name = "grammar",
+       .what = "2 % loss, every node killed and restarted, most requests constrained by a grammar",
+       .loss = 0.02,
+       .duplicate = 0.02,
+       .reorder = 0.02,
+       .faults = kill_everything,
+       .patience = seconds(60),
+       .limit = seconds(300),
+       .constrained = true},
       {"cancels", "lossy, and half of the clients leave", 0.10, 0.05, 0.05, no_faults, false, true,
        seconds(60), seconds(120), false},
   };
@@ -246,12 +256,36 @@ coordinator::Submission submission(Rng& rng, uint32_t vocab, bool all_shared) {
   return made;
 }
 
+base::GrammarText some_grammar(Rng& rng) {
+  using base::GrammarKind;
+  const base::GrammarText grammars[] = {
+      {GrammarKind::kJsonObject, ""},
+      {GrammarKind::kJsonSchema,
+       R"({"properties":{"a":{"type":"integer"},"b":{"items":{"$ref":"#"}}},"required":["b"]})"},
+      {GrammarKind::kRegex, "[a-z]{1,20}(, [a-z]{1,20})*"},
+      {GrammarKind::kChoice, R"(["yes","no","perhaps"])"},
+      {GrammarKind::kEbnf, "root ::= \"(\" root? \")\" root?"}};
+  return grammars[rng.below(std::size(grammars))];
+}
+
+// What one process gives.
+model::Generated alone(model::Engine& engine, const coordinator::Submission& asked) {
+  model::GenerateOptions options;
+  const base::GrammarText& text = asked.sampling.grammar;
+  if (text.kind == base::GrammarKind::kNone)
+    return model::generate(engine, asked.prompt, asked.sampling, options);
+  const grammar::Vocabulary vocabulary = simulated_vocabulary(engine.shape());
+  const auto grammar = *grammar::Grammar::compile(text, vocabulary);
+  grammar::Matcher matcher(*grammar, asked.sampling.stop_tokens);
+  options.constraint = &matcher;
+  return model::generate(engine, asked.prompt, asked.sampling, options);
+}
+
 // The first promise that an outcome breaks, or nothing.
 std::string broken(const Outcome& outcome, size_t index, model::Engine& engine,
                    const Script& script) {
   if (outcome.ends > 1) return fmt::format("request {} ended {} times", index, outcome.ends);
-  const model::Generated want =
-      model::generate(engine, outcome.asked.prompt, outcome.asked.sampling);
+  const model::Generated want = alone(engine, outcome.asked);
   const bool prefix = outcome.tokens.size() <= want.tokens.size() &&
                       std::equal(outcome.tokens.begin(), outcome.tokens.end(), want.tokens.begin());
   if (!prefix) return fmt::format("request {} got other tokens than one process gives", index);
@@ -306,7 +340,8 @@ struct Running {
   void schedule_load(Rng& rng) {
     const uint64_t count = 12 + rng.below(9);
     for (uint64_t i = 0; i < count; ++i) {
-      const coordinator::Submission made = submission(rng, engine.shape().vocab, script.shared);
+      coordinator::Submission made = submission(rng, engine.shape().vocab, script.shared);
+      if (script.constrained && i % 3 > 0) made.sampling.grammar = some_grammar(rng);
       const milliseconds at = between(rng, 0, 4000);
       const bool leaves = script.cancels && rng.chance(0.5);
       const milliseconds stays = between(rng, 0, 1500);

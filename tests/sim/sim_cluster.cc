@@ -56,6 +56,20 @@ T* as(actor::Actor* actor) {
 
 }  // namespace
 
+grammar::Vocabulary simulated_vocabulary(const model::Shape& shape) {
+  static const char* const kPieces[] = {"\"", "\": ", "{\"", "\"}", "},",
+                                        "ab", "true", "12",  "[[",  "]"};
+  std::vector<std::string> bytes(shape.vocab);
+  for (size_t id = 0; id < bytes.size(); ++id) {
+    if (id < 256) {
+      bytes[id] = std::string(1, static_cast<char>(id));
+    } else {
+      bytes[id] = std::string(kPieces[id % 10]) + kPieces[id / 10 % 10];
+    }
+  }
+  return grammar::Vocabulary(std::move(bytes), shape.eos);
+}
+
 SimCluster::SimCluster(const ClusterOptions& options, model::Engine& engine) {
   config_.prefill_stages = options.stages;
   config_.sequence_parallel = options.sequence_ranks;
@@ -81,6 +95,8 @@ SimCluster::~SimCluster() = default;
 
 void SimCluster::add_nodes(const ClusterOptions& options, model::Engine& engine) {
   const model::Shape shape = engine.shape();
+  auto make_vocabulary = options.make_vocabulary;
+  if (!make_vocabulary) make_vocabulary = [shape] { return simulated_vocabulary(shape); };
   host_->add(
       "coordinator", proto::kCoordinator,
       [this, shape] {
@@ -98,6 +114,7 @@ void SimCluster::add_nodes(const ClusterOptions& options, model::Engine& engine)
           [this, name, &engine](model::LayerRange) -> base::Result<std::unique_ptr<model::Engine>> {
         return std::make_unique<SharedEngine>(engine, engines_, name);
       };
+      config.make_vocabulary = make_vocabulary;
       config.kv_bytes = options.kv_bytes;
       config.chunk_tokens = options.chunk_tokens;
       config.dynamic_chunks = options.dynamic_chunks;
@@ -116,6 +133,7 @@ void SimCluster::add_nodes(const ClusterOptions& options, model::Engine& engine)
       config.make_engine = [this, name, &engine]() -> base::Result<std::unique_ptr<model::Engine>> {
         return std::make_unique<SharedEngine>(engine, engines_, name);
       };
+      config.make_vocabulary = make_vocabulary;
       config.kv_bytes = options.kv_bytes;
       config.max_batch = options.max_batch;
       config.share_ngram = options.share_ngram;

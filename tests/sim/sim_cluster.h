@@ -13,6 +13,7 @@
 #include "actor/sim_host.h"
 #include "base/cluster_config.h"
 #include "coordinator/gateway.h"
+#include "grammar/grammar.h"
 #include "kvstore/sim_disk.h"
 #include "model/engine.h"
 
@@ -30,12 +31,17 @@ struct ClusterOptions {
   uint32_t heartbeat_misses = 5;
   bool store_disk = false;  // stores of little RAM over a simulated disk
   uint64_t store_ram = 64u << 10, store_disk_bytes = 1u << 20;  // with store_disk
+  // Of constrained requests; empty: that of simulated_vocabulary().
+  std::function<base::Result<grammar::Vocabulary>()> make_vocabulary{};
   actor::SimNetwork network{};
   std::set<std::string> without_retry{};
   std::function<base::Duration()> job_cost{};  // actor::SimOptions
   std::function<void(base::Level, std::string_view)>
       on_log{};  // every line; default: kept for a failure's report
 };
+
+// For engines without a tokenizer: bytes, then pieces of JSON.
+grammar::Vocabulary simulated_vocabulary(const model::Shape& shape);
 
 // What one request's client saw.
 struct Outcome {
