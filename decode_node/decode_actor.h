@@ -9,7 +9,6 @@
 #include <atomic>
 #include <functional>
 #include <memory>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -17,6 +16,7 @@
 #include "base/fault_point.h"
 #include "decode_node/block_offers.h"
 #include "decode_node/expert_exchange.h"
+#include "decode_node/expert_plans.h"
 #include "decode_node/sequence_table.h"
 #include "decode_node/step_batch.h"
 #include "decode_node/token_outbox.h"
@@ -40,6 +40,7 @@ struct DecodeConfig {
   uint64_t kv_bytes = 512u << 20;
   uint32_t max_batch = 32;
   uint32_t max_sequences = 1024;
+  ExpertPlanOptions experts;
   base::Duration scrub{};  // time in which all weights in memory are checked once; 0: never
   std::vector<base::NodeFault> faults;  // of this node; `after` counts steps
 };
@@ -51,6 +52,7 @@ struct Ledger {
   uint32_t reports = 0;                        // AttemptFailed calls under way
   uint32_t expert_calls = 0, expert_jobs = 0;  // asked of others; computed for others
   uint32_t storing = 0;                        // PutKv waiting or unanswered
+  uint32_t experts_loading = 0;
   bool operator==(const Ledger&) const = default;
 };
 
@@ -58,8 +60,9 @@ class DecodeActor final : public actor::Actor,
                           private node::MembershipClient::Owner,
                           private TokenOutbox::Owner {
  public:
-  using In = actor::Accepts<proto::HeartbeatReply, proto::ClusterView, proto::ReserveKv,
-                            proto::KvLayer, proto::KvCommit, proto::Cancel, proto::ExpertIn>;
+  using In =
+      actor::Accepts<proto::HeartbeatReply, proto::ClusterView, proto::ReserveKv, proto::KvLayer,
+                     proto::KvCommit, proto::Cancel, proto::ExpertIn, proto::ExpertPlan>;
   // KvLayer messages a stage may have unacknowledged.
   static constexpr uint32_t kCredits = 8;
 
@@ -78,9 +81,11 @@ class DecodeActor final : public actor::Actor,
   void on(Context& ctx, const Incoming<proto::KvCommit>& in);
   void on(Context& ctx, const Incoming<proto::Cancel>& in);
   void on(Context& ctx, const Incoming<proto::ExpertIn>& in);
+  void on(Context& ctx, const Incoming<proto::ExpertPlan>& in) { plans_.on(ctx, in); }
 
   Ledger ledger() const;
   const Counters& counters() const { return counters_; }
+  const ExpertPlans& plans() const { return plans_; }
 
  private:
   // MembershipClient::Owner
@@ -95,7 +100,6 @@ class DecodeActor final : public actor::Actor,
 
   Task<void> load(Context& ctx);
   Task<void> scrub(Context& ctx);
-  Task<void> prepare(Context& ctx, std::vector<uint16_t> share);
   Task<void> watch(Context& ctx);
 
   proto::Outcome absent(const SequenceKey& key);
@@ -105,6 +109,7 @@ class DecodeActor final : public actor::Actor,
 
   void kick(Context& ctx);
   Task<void> run_steps(Context& ctx);
+  void count_step(size_t rows, base::Duration took, bool loading);
   void inject_faults();
   void settle(Context& ctx, const std::vector<Sequence*>& batch, bool passed);
   void emit(Sequence& sequence, TokenId token, std::vector<proto::LogprobFields> logprobs);
@@ -120,14 +125,11 @@ class DecodeActor final : public actor::Actor,
   SequenceTable table_;
   TokenOutbox outbox_;
   BlockOffers offers_;
+  ExpertPlans plans_;
   experts::ExpertService service_;
   StepBatch step_;
   std::unique_ptr<model::Engine> engine_;     // null until loaded
   std::unique_ptr<ExpertExchange> exchange_;  // with the engine
-  std::set<uint16_t> prepared_;               // experts made resident ahead of use
-  std::vector<uint16_t> share_;               // by the position given, until the view tells better
-  uint32_t layers_prepared_ = 0;              // of the latest share, while loading
-  uint64_t preparing_ = 0;                    // counts prepare(); an older one ends
   bool loading_ = false, positioned_ = false, stepping_ = false;
   uint32_t reports_ = 0;
 };

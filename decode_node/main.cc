@@ -40,6 +40,8 @@ base::Result<std::unique_ptr<actor::Actor>> make_actor(Model& loaded, node::Proc
   decode.read_bytes = [&loaded] { return loaded.checkpoint->bytes_read(); };
   decode.kv_bytes = config.decode_kv_bytes;
   decode.max_batch = config.max_batch;
+  decode.experts.on = config.eplb == "on" || config.redundant_experts > 0;
+  decode.experts.window = std::chrono::milliseconds(config.eplb_window_ms);
   decode.scrub = std::chrono::milliseconds(config.scrub_ms);
   decode.faults = node::faults_of(info);
   return std::make_unique<decode::DecodeActor>(std::move(decode));

@@ -3,8 +3,8 @@
 //
 // The algorithms are those of DeepSeek's EPLB, hierarchical and global, with the same results bit
 // for bit (float sums, ties to the lowest index) where that one is defined: devices dividing slots,
-// nodes dividing devices. Beyond it, any numbers: device d of D has the slots ⌊d·P/D⌋ …
-// ⌊(d+1)·P/D⌋, so that devices differ by one slot at most, and where the hierarchy does not divide
+// nodes dividing devices. Beyond it, any numbers: device d of D has the slots from
+// ⌈d·P/D⌉ on, so that devices differ by one slot at most, and where the hierarchy does not divide
 // evenly the global policy is used.
 #pragma once
 #include <cstdint>
@@ -17,7 +17,7 @@ namespace experts {
 // `count` items dealt to `packs`: the first one of pack i, in the order of packs. packs + 1 gives
 // the end.
 inline uint32_t first_of_pack(uint32_t pack, uint32_t packs, uint32_t count) {
-  return static_cast<uint32_t>(static_cast<uint64_t>(pack) * count / packs);
+  return static_cast<uint32_t>((static_cast<uint64_t>(pack) * count + packs - 1) / packs);
 }
 
 struct Packing {

@@ -12,9 +12,9 @@ namespace proto {
 
 using AllMessages = std::tuple<Done, Hello, HelloReply, Heartbeat, HeartbeatReply, ClusterView,  //
                                ReserveKv, KvReserved, StartPrefill, StageInput, KvLayer, KvAck,
-                               KvCommit, SequenceKv, TokenOut,   //
-                               TokenAck, AttemptFailed, Cancel,  //
-                               ExpertIn, ExpertOut,              //
+                               KvCommit, SequenceKv, TokenOut,                 //
+                               TokenAck, AttemptFailed, Cancel,                //
+                               ExpertIn, ExpertOut, ExpertReport, ExpertPlan,  //
                                LookupPrefix, PrefixFound, ReleaseLease, FetchKv, KvData, PutKv>;
 
 // "KvLayer" for 24; "?" for a number of nobody.
