@@ -9,9 +9,10 @@ using base::Level;
 namespace {
 
 constexpr base::Duration kTellMost = std::chrono::seconds(1);
-// Beside steps, packing has one part in twenty of the time.
-constexpr int kPause = 19;
-constexpr base::Duration kPauseMost = std::chrono::seconds(1);
+// Beside steps, packing has one part in a hundred of the time: a step waits for every rank, so it
+// feels the packing of all of them.
+constexpr int kPause = 99;
+constexpr base::Duration kPauseMost = std::chrono::seconds(2);
 
 }  // namespace
 
