@@ -95,7 +95,17 @@ void ClusterFile::cluster_and_nodes() {
   decode.integer("ranks", &c_.decode_ranks, {1, 256, "decode ranks (EP degree)"});
   decode.integer("kv_parallel", &c_.kv_parallel, {1, kAny, "ranks that share a sequence's KV"});
   decode.integer("redundant_experts", &c_.redundant_experts,
-                 {0, kAny, "replicas of busy experts, per rank"});
+                 {0, 65536, "more copies of busy experts, in each layer, spread over the ranks"});
+  decode.choice("eplb", &c_.eplb,
+                {{"off", "on"}, "on: experts and copies move to where the load makes them wanted"});
+  decode.duration_ms("eplb_window", &c_.eplb_window_ms,
+                     {100, 24 * 3'600'000, "the load of an expert is that of this last time"});
+  decode.duration_ms("eplb_interval", &c_.eplb_interval_ms,
+                     {100, 24 * 3'600'000, "between two plans for the experts"});
+  decode.real("eplb_min_gain", &c_.eplb_min_gain,
+              {0, 1,
+               "a plan that betters the balance (mean over largest load of a rank) by less "
+               "is skipped"});
   decode.boolean("share_ngram", &c_.decode_share_ngram,
                  "each rank reads its share of the n-gram tables, for all");
   decode.integer("max_batch", &c_.max_batch, {1, 4096, "sequences per step and rank"});
@@ -206,8 +216,6 @@ void ClusterFile::read_faults() {
 void ClusterFile::check_offered() {
   only("decode", "kv_parallel", c_.kv_parallel, 1u,
        "a sequence's KV stands on one rank in this version");
-  only("decode", "redundant_experts", c_.redundant_experts, 0u,
-       "experts have one copy in this version");
   only("decode", "steps_per_schedule", c_.steps_per_schedule, 1u,
        "every step is scheduled in this version");
 }

@@ -29,11 +29,15 @@ struct ClusterConfig {
   uint32_t chunk_tokens = 256;       // tokens of a prompt's first pipeline step
   uint64_t prefill_kv_bytes = 256u << 20;
   // [decode]
-  uint32_t decode_ranks = 2;        // EP degree
-  uint32_t kv_parallel = 1;         // only 1 is offered
-  uint32_t redundant_experts = 0;   // only 0 is offered
-  bool decode_share_ngram = false;  // n-gram tables, by the ranks
-  uint32_t max_batch = 32;          // sequences per step and rank
+  uint32_t decode_ranks = 2;       // EP degree
+  uint32_t kv_parallel = 1;        // only 1 is offered
+  uint32_t redundant_experts = 0;  // copies of busy experts, in each layer, over all ranks
+  std::string eplb = "off";        // or on
+  uint32_t eplb_window_ms = 60'000;
+  uint32_t eplb_interval_ms = 60'000;  // between plans
+  double eplb_min_gain = 0.05;         // of balancedness; less is not worth a plan
+  bool decode_share_ngram = false;     // n-gram tables, by the ranks
+  uint32_t max_batch = 32;             // sequences per step and rank
   uint32_t mtp_steps = 0;           // drafts of a sequence and step; at most what the model offers
   uint32_t steps_per_schedule = 1;  // only 1 is offered
   uint64_t decode_kv_bytes = 512u << 20;

@@ -67,6 +67,16 @@ void CoordinatorActor::start(Context& ctx) {
                                 options_.shape.arithmetic_digest)};
   requests.coordinator_life = life;
   requests_.emplace(std::move(requests), *membership_, ctx);
+
+  BalanceOptions balance;
+  balance.layers = options_.shape.layers;
+  balance.experts = options_.shape.experts;
+  balance.redundant = options_.config.redundant_experts;
+  balance.live = options_.config.eplb == "on";
+  balance.interval = milliseconds(options_.config.eplb_interval_ms);
+  balance.min_gain = options_.config.eplb_min_gain;
+  balance.positions = options_.config.decode_ranks;
+  balance_.emplace(balance);
   ctx.spawn(tick());
 }
 
@@ -80,7 +90,49 @@ Task<void> CoordinatorActor::tick() {
     apply(change);
     if (membership_->missing().empty()) whole_at_ = ctx_->now();
     requests_->tick();
+    balance_experts();
   }
+}
+
+// --- the experts of the decode ranks
+
+void CoordinatorActor::balance_experts() {
+  if (!balance_->on()) return;
+  std::vector<NodeId> ready;
+  for (const Member* rank : membership_->ready(proto::Role::kDecode)) ready.push_back(rank->node);
+  balance_->set_ranks(std::move(ready), ctx_->now());
+  if (std::optional<ExpertBalance::Question> question = balance_->due(ctx_->now()))
+    ctx_->spawn(plan_experts(std::move(*question)));
+  for (const std::string& event : balance_->take_events())
+    ctx_->log(Level::kInfo, "expert.plan", {{"what", event}});
+  if (!balance_->take_news()) return;
+  for (const NodeId rank : balance_->ranks()) tell_plans(rank);
+}
+
+Task<void> CoordinatorActor::plan_experts(ExpertBalance::Question question) {
+  ExpertBalance::Answer answer;
+  std::function<void()> job = [&question, &answer] { answer = ExpertBalance::compute(question); };
+  Task<void> run = ctx_->offload(std::move(job));
+  co_await std::move(run);
+  balance_->planned(question, std::move(answer), ctx_->now());
+  balance_experts();
+}
+
+void CoordinatorActor::tell_plans(NodeId rank) {
+  for (ExpertBalance::Owed& owed : balance_->owed(rank)) {
+    ctx_->send(Address{rank, proto::kDecode}, owed.message, std::move(owed.blobs));
+  }
+}
+
+void CoordinatorActor::on(Context& ctx, const Incoming<proto::ExpertReport>& in) {
+  const Member* member = membership_->find(in.from.node);
+  if (member == nullptr || member->role != proto::Role::kDecode) return;
+  if (!balance_->report(in, ctx.now())) {
+    ctx.log(Level::kWarn, "expert.report.corrupt", {{"name", member->name}});
+    return;
+  }
+  tell_plans(in.from.node);
+  balance_experts();
 }
 
 void CoordinatorActor::apply(const Membership::Change& change) {

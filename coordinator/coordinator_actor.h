@@ -9,6 +9,7 @@
 
 #include "actor/actor.h"
 #include "base/cluster_config.h"
+#include "coordinator/expert_balance.h"
 #include "coordinator/gateway.h"
 #include "coordinator/membership.h"
 #include "coordinator/request_table.h"
@@ -28,7 +29,8 @@ struct CoordinatorOptions {
 // Its host gives it the node id proto::kCoordinatorNode.
 class CoordinatorActor final : public actor::Actor, public Gateway {
  public:
-  using In = actor::Accepts<proto::Hello, proto::Heartbeat, proto::TokenOut, proto::AttemptFailed>;
+  using In = actor::Accepts<proto::Hello, proto::Heartbeat, proto::TokenOut, proto::AttemptFailed,
+                            proto::ExpertReport>;
 
   explicit CoordinatorActor(CoordinatorOptions options);
 
@@ -42,6 +44,7 @@ class CoordinatorActor final : public actor::Actor, public Gateway {
   void on(actor::Context& ctx, const actor::Incoming<proto::Heartbeat>& in);
   void on(actor::Context& ctx, const actor::Incoming<proto::TokenOut>& in);
   void on(actor::Context& ctx, const actor::Incoming<proto::AttemptFailed>& in);
+  void on(actor::Context& ctx, const actor::Incoming<proto::ExpertReport>& in);
 
   // --- Gateway, from start() on, on the reactor thread. submit() returns no id (0) when it
   // refused; the sink has had its end() by then.
@@ -52,9 +55,13 @@ class CoordinatorActor final : public actor::Actor, public Gateway {
 
   Ledger ledger() const { return requests_->ledger(); }
   const Membership& membership() const { return *membership_; }
+  const ExpertBalance& balance() const { return *balance_; }
 
  private:
   Task<void> tick();
+  void balance_experts();
+  Task<void> plan_experts(ExpertBalance::Question question);
+  void tell_plans(NodeId rank);
   void apply(const Membership::Change& change);
   std::vector<std::pair<std::string, double>> counters() const;
 
@@ -66,6 +73,7 @@ class CoordinatorActor final : public actor::Actor, public Gateway {
   double planned_imbalance_ = 0;  // of the prefill stages, by the modelled costs
   std::optional<Membership> membership_;
   std::optional<RequestTable> requests_;
+  std::optional<ExpertBalance> balance_;
 };
 
 }  // namespace coordinator

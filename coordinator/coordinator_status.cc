@@ -1,5 +1,6 @@
 // What people and dashboards see of the coordinator.
 #include <algorithm>
+#include <iterator>
 
 #include "coordinator/coordinator_actor.h"
 
@@ -96,6 +97,7 @@ ClusterStatus CoordinatorActor::status() const {
     }
   }
   status.counters = counters();
+  status.expert_imbalance = balance_->imbalance();
   status.latency = requests_->measured();
   return status;
 }
@@ -103,7 +105,7 @@ ClusterStatus CoordinatorActor::status() const {
 std::vector<std::pair<std::string, double>> CoordinatorActor::counters() const {
   const RequestCounters& c = requests_->counted();
   const Ledger ledger = requests_->ledger();
-  return {
+  std::vector<std::pair<std::string, double>> all{
       {"requests_admitted_total", real(c.admitted)},
       {"requests_refused_total", real(c.refused)},
       {"requests_finished_stop_total", real(c.finished_stop)},
@@ -130,6 +132,21 @@ std::vector<std::pair<std::string, double>> CoordinatorActor::counters() const {
       {"prefill_stage_imbalance", stage_imbalance(*membership_)},
       {"prefill_stage_imbalance_planned", planned_imbalance_},
   };
+  if (!balance_->on()) return all;
+  const BalanceCounters& b = balance_->counters();
+  const std::pair<std::string, double> balance[] = {
+      {"expert_plan_epoch", real(balance_->epoch())},
+      {"expert_plans_total", real(b.plans)},
+      {"expert_plans_skipped_total", real(b.skipped)},
+      {"expert_plans_aborted_total", real(b.aborted)},
+      {"expert_reports_corrupt_total", real(b.corrupt)},
+      {"expert_plan_progress", balance_->progress()},
+      {"expert_plan_seconds", balance_->prepare_seconds()},
+      {"expert_balancedness", balance_->measured()},
+      {"expert_balancedness_predicted", balance_->predicted()},
+  };
+  all.insert(all.end(), std::begin(balance), std::end(balance));
+  return all;
 }
 
 }  // namespace coordinator

@@ -61,6 +61,9 @@ struct ClusterStatus {
   std::vector<NodeStatus> nodes;      // the coordinator itself first
   std::vector<std::pair<std::string, double>>
       counters;  // of the coordinator; names as in /metrics without prefix
+  // By the decode ranks in the window, of each layer: largest share over the mean, minus 1. Empty
+  // where experts are not balanced.
+  std::vector<double> expert_imbalance;
   Latencies latency;
 };
 

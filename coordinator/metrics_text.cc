@@ -175,6 +175,15 @@ void write_cluster(Text& text, const ClusterStatus& cluster) {
                  "From submission to the end, of requests that finished.", latency.request);
   text.histogram("serval_request_queue_time_seconds", "From submission to the first reservation.",
                  latency.queue);
+  if (!cluster.expert_imbalance.empty()) {
+    text.family(
+        "serval_expert_imbalance", "gauge",
+        "What the busiest decode rank computes of a layer's experts, over the mean, minus 1.");
+    for (size_t layer = 0; layer < cluster.expert_imbalance.size(); ++layer) {
+      text.sample("serval_expert_imbalance", {{"layer", fmt::format("{}", layer)}},
+                  cluster.expert_imbalance[layer]);
+    }
+  }
   for (const NodeGauge& gauge : kNodeGauges) {
     text.family(gauge.name, "gauge", gauge.help);
     for (const NodeStatus& node : cluster.nodes) {

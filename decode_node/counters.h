@@ -17,6 +17,11 @@ struct Counters : experts::ExpertCounters, lookup::NgramCounters {
   double draft_length = 0;         // drafts of a sequence in the latest step, on average
   uint64_t tokens = 0;             // emitted, first tokens included
   double expert_wait_seconds = 0;  // steps that stood still for rows away
+  double step_seconds = 0;
+  // Steps during which experts' weights were loaded for a plan or a dead rank, and their time.
+  uint64_t steps_loading = 0;
+  double step_seconds_loading = 0;
+  uint64_t experts_loaded = 0;
   uint64_t kv_rows_received = 0;
   uint64_t stale = 0;             // messages of attempts that ended or were overtaken
   uint64_t numerical_faults = 0;  // rows that ceased to be finite

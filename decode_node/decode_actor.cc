@@ -42,12 +42,15 @@ DecodeActor::DecodeActor(DecodeConfig config)
                              .max_batch = config_.max_batch,
                              .max_sequences = config_.max_sequences}),
       outbox_(*this),
-      service_(counters_),
+      plans_(config_.shape, config_.experts, counters_,
+             [this] { return stepping_ || service_.computing() > 0; }),
+      service_(counters_, plans_.window()),
       ngram_(counters_),
       drafter_(config_.shape, config_.mtp_steps) {}
 
 void DecodeActor::start(Context& ctx) {
   membership_.start(ctx);
+  plans_.start(ctx);
   ctx.spawn(watch(ctx));
 }
 
@@ -56,7 +59,7 @@ void DecodeActor::start(Context& ctx) {
 void DecodeActor::welcomed(Context& ctx, const proto::HelloReply& reply) {
   ctx.set_log_node("decode/" + std::to_string(reply.position));
   positioned_ = true;
-  share_ = experts::share_of(reply.position, std::max(reply.positions, 1u), config_.shape.experts);
+  plans_.welcomed(ctx, reply.position, reply.positions);
   if (engine_) {
     membership_.ready(ctx);
   } else if (!loading_) {
@@ -79,9 +82,10 @@ Task<void> DecodeActor::load(Context& ctx) {
     co_return;
   }
   engine_ = std::move(*made);
-  exchange_ = std::make_unique<ExpertExchange>(ctx, *engine_, membership_.view(), counters_);
+  exchange_ =
+      std::make_unique<ExpertExchange>(ctx, *engine_, membership_.view(), counters_, plans_);
   if (config_.share_ngram) exchange_->share_ngram();
-  Task<void> ahead = prepare(ctx, share_);
+  Task<void> ahead = plans_.load(ctx, *engine_);
   co_await std::move(ahead);
   loading_ = false;
   if (positioned_) membership_.ready(ctx);
@@ -102,32 +106,9 @@ Task<void> DecodeActor::scrub(Context& ctx) {
   }
 }
 
-// A layer at a time, so that steps and other ranks' questions are computed in between.
-Task<void> DecodeActor::prepare(Context& ctx, std::vector<uint16_t> share) {
-  const uint64_t turn = ++preparing_;
-  for (uint32_t layer = 0; layer < config_.shape.layers; ++layer) {
-    std::function<void()> job = [this, layer, &share] {
-      engine_->prepare_experts(model::LayerRange{layer, layer + 1}, share);
-    };
-    Task<void> run = ctx.offload(std::move(job), cost_of_rows(0));
-    co_await std::move(run);
-    if (turn != preparing_) co_return;
-    layers_prepared_ = layer + 1;
-  }
-  prepared_.insert(share.begin(), share.end());
-}
-
 void DecodeActor::view_changed(Context& ctx, const node::View& view) {
   offers_.view_changed(view);
-  if (membership_.state() != proto::NodeState::kReady) return;
-  const auto ranks = view.ready(proto::Role::kDecode);
-  const auto self = std::ranges::find(ranks, ctx.self().node, &proto::ViewNode::node);
-  if (self == ranks.end()) return;
-  std::vector<uint16_t> share =
-      experts::share_of(static_cast<uint32_t>(self - ranks.begin()),
-                        static_cast<uint32_t>(ranks.size()), config_.shape.experts);
-  if (std::ranges::all_of(share, [this](uint16_t id) { return prepared_.contains(id); })) return;
-  ctx.spawn(prepare(ctx, std::move(share)));
+  plans_.view_changed(ctx, view);
 }
 
 void DecodeActor::life_lost(Context&) {
@@ -135,13 +116,14 @@ void DecodeActor::life_lost(Context&) {
   table_.clear();
   outbox_.clear();
   offers_.clear();
+  plans_.life_lost();
 }
 
 void DecodeActor::fill(proto::Heartbeat& beat) {
   if (beat.state == proto::NodeState::kLoading && config_.load_percent != nullptr) {
     // The first half is the engine, the second the experts of this rank.
-    beat.load_percent = config_.load_percent->load(std::memory_order_relaxed) / 2 +
-                        50 * layers_prepared_ / config_.shape.layers;
+    beat.load_percent =
+        config_.load_percent->load(std::memory_order_relaxed) / 2 + plans_.load_percent() / 2;
   }
   beat.running = table_.running();
   beat.waiting = table_.reservations();
@@ -166,6 +148,17 @@ void DecodeActor::fill(proto::Heartbeat& beat) {
   count("expert_redispatched_total", static_cast<double>(c.expert_redispatched));
   count("expert_wait_seconds_total", c.expert_wait_seconds);
   lookup::report(c, beat);
+  count("expert_dispatch_seconds_total", c.dispatch_seconds);
+  count("expert_away_seconds_total", c.away_seconds);
+  count("expert_compute_seconds_total", c.expert_seconds);
+  count("expert_combine_seconds_total", c.combine_seconds);
+  count("decode_step_seconds_total", c.step_seconds);
+  count("decode_steps_loading_total", static_cast<double>(c.steps_loading));
+  count("decode_step_seconds_loading_total", c.step_seconds_loading);
+  count("experts_loaded_total", static_cast<double>(c.experts_loaded));
+  count("experts_loading", plans_.loading());
+  count("experts_resident", static_cast<double>(plans_.resident()));
+  count("expert_epoch", static_cast<double>(plans_.epoch()));
   count("kv_rows_received_total", static_cast<double>(c.kv_rows_received));
   count("store_entries_put_total", static_cast<double>(offers_.counters().stored));
   count("store_entries_dropped_total", static_cast<double>(offers_.counters().dropped));
@@ -338,14 +331,15 @@ void DecodeActor::kick(Context& ctx) {
 
 Task<void> DecodeActor::run_steps(Context& ctx) {
   while (table_.running() > 0 && !outbox_.full()) {
+    plans_.begin_step(ctx);
+    const base::Time begin = ctx.now();
+    const bool loading = plans_.loading() > 0;
     const std::vector<Sequence*>& batch = table_.next_batch();
     inject_faults();
     Task<bool> step = compute_step(ctx, batch);
     const bool passed = co_await std::move(step);
     if (!experts::can_be_trusted(ctx, *engine_)) co_return;  // no token of this step leaves
-    ++counters_.steps;
-    counters_.step_sequences += batch.size();
-    counters_.batch_rows += step_.pass().rows();
+    count_step(batch.size(), ctx.now() - begin, loading || plans_.loading() > 0);
     settle(ctx, batch, passed);
     outbox_.flush(ctx);  // tokens first
     if (passed) {
@@ -356,6 +350,17 @@ Task<void> DecodeActor::run_steps(Context& ctx) {
     membership_.progressed();
   }
   stepping_ = false;
+  plans_.end_steps(ctx);
+}
+
+void DecodeActor::count_step(size_t sequences, base::Duration took, bool loading) {
+  ++counters_.steps;
+  counters_.step_sequences += sequences;
+  counters_.batch_rows += step_.pass().rows();
+  counters_.step_seconds += base::seconds(took);
+  if (!loading) return;
+  ++counters_.steps_loading;
+  counters_.step_seconds_loading += base::seconds(took);
 }
 
 Task<bool> DecodeActor::compute_step(Context& ctx, const std::vector<Sequence*>& batch) {
@@ -494,6 +499,7 @@ Ledger DecodeActor::ledger() const {
   ledger.ngram_reads = ngram_.reading();
   ledger.storing = static_cast<uint32_t>(offers_.pending());
   ledger.compiling = static_cast<uint32_t>(grammars_.compiling());
+  ledger.experts_loading = plans_.loading();
   return ledger;
 }
 

@@ -9,7 +9,6 @@
 #include <atomic>
 #include <functional>
 #include <memory>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -18,6 +17,7 @@
 #include "decode_node/block_offers.h"
 #include "decode_node/drafter.h"
 #include "decode_node/expert_exchange.h"
+#include "decode_node/expert_plans.h"
 #include "decode_node/grammars.h"
 #include "decode_node/sequence_table.h"
 #include "decode_node/step_batch.h"
@@ -46,6 +46,7 @@ struct DecodeConfig {
   bool share_ngram = false;  // n-gram rows come from the rank whose share has them
   uint32_t mtp_steps = 0;    // drafts of a sequence in a step, at most; the shape must offer them
   uint32_t max_sequences = 1024;
+  ExpertPlanOptions experts;
   base::Duration scrub{};  // time in which all weights in memory are checked once; 0: never
   std::vector<base::NodeFault> faults;  // of this node; `after` counts steps
 };
@@ -60,6 +61,7 @@ struct Ledger {
   uint32_t ngram_reads = 0;  // for others
   uint32_t storing = 0;      // PutKv waiting or unanswered
   uint32_t compiling = 0;    // grammars
+  uint32_t experts_loading = 0;
   bool operator==(const Ledger&) const = default;
 };
 
@@ -67,9 +69,9 @@ class DecodeActor final : public actor::Actor,
                           private node::MembershipClient::Owner,
                           private TokenOutbox::Owner {
  public:
-  using In =
-      actor::Accepts<proto::HeartbeatReply, proto::ClusterView, proto::ReserveKv, proto::KvLayer,
-                     proto::KvCommit, proto::Cancel, proto::ExpertIn, proto::NgramRows>;
+  using In = actor::Accepts<proto::HeartbeatReply, proto::ClusterView, proto::ReserveKv,
+                            proto::KvLayer, proto::KvCommit, proto::Cancel, proto::ExpertIn,
+                            proto::ExpertPlan, proto::NgramRows>;
   // KvLayer messages a stage may have unacknowledged.
   static constexpr uint32_t kCredits = 8;
 
@@ -91,9 +93,11 @@ class DecodeActor final : public actor::Actor,
   void on(Context& ctx, const Incoming<proto::NgramRows>& in) {
     ngram_.answer(ctx, engine_.get(), in);
   }
+  void on(Context& ctx, const Incoming<proto::ExpertPlan>& in) { plans_.on(ctx, in); }
 
   Ledger ledger() const;
   const Counters& counters() const { return counters_; }
+  const ExpertPlans& plans() const { return plans_; }
 
  private:
   // MembershipClient::Owner
@@ -108,7 +112,6 @@ class DecodeActor final : public actor::Actor,
 
   Task<void> load(Context& ctx);
   Task<void> scrub(Context& ctx);
-  Task<void> prepare(Context& ctx, std::vector<uint16_t> share);
   Task<void> watch(Context& ctx);
 
   proto::Outcome absent(const SequenceKey& key);
@@ -120,6 +123,7 @@ class DecodeActor final : public actor::Actor,
 
   void kick(Context& ctx);
   Task<void> run_steps(Context& ctx);
+  void count_step(size_t sequences, base::Duration took, bool loading);
   void inject_faults();
   Task<bool> compute_step(Context& ctx, const std::vector<Sequence*>& batch);
   void settle(Context& ctx, const std::vector<Sequence*>& batch, bool passed);
@@ -139,16 +143,13 @@ class DecodeActor final : public actor::Actor,
   SequenceTable table_;
   TokenOutbox outbox_;
   BlockOffers offers_;
+  ExpertPlans plans_;
   experts::ExpertService service_;
   lookup::NgramService ngram_;
   Drafter drafter_;
   StepBatch step_;
   std::unique_ptr<model::Engine> engine_;     // null until loaded
   std::unique_ptr<ExpertExchange> exchange_;  // with the engine
-  std::set<uint16_t> prepared_;               // experts made resident ahead of use
-  std::vector<uint16_t> share_;               // by the position given, until the view tells better
-  uint32_t layers_prepared_ = 0;              // of the latest share, while loading
-  uint64_t preparing_ = 0;                    // counts prepare(); an older one ends
   bool loading_ = false, positioned_ = false, stepping_ = false;
   uint32_t reports_ = 0;
 };

@@ -20,12 +20,12 @@ class ExpertExchange final : public model::Site {
  public:
   // All outlive the exchange. One pass at a time.
   ExpertExchange(actor::Context& ctx, model::Engine& engine, const node::View& view,
-                 Counters& counters)
+                 Counters& counters, experts::Routes& routes)
       : ctx_(ctx),
         engine_(engine),
         view_(view),
         counters_(counters),
-        dispatch_(ctx, engine, proto::kDecode, counters) {}
+        dispatch_(ctx, engine, proto::kDecode, counters, &routes) {}
 
   base::Task<void> compute(std::function<void()> job, uint32_t rows) override;
   base::Task<bool> run_experts(uint32_t layer, model::Pass& pass) override;

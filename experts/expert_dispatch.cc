@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "base/check.h"
 
@@ -30,11 +31,15 @@ base::Blob pack_rows(const model::Pass& pass, const ExpertGroup& group, size_t h
 
 base::Task<bool> ExpertDispatch::run(uint32_t layer, model::Pass& pass, std::vector<NodeId> ranks) {
   std::vector<uint32_t> slots = routed_slots(pass, engine_.shape());
-  bool home = true;
+  LoadWindow* const window = routes_ != nullptr ? routes_->window() : nullptr;
+  if (window != nullptr) window->routed(layer, pass.expert_ids);
+  const base::Time begin = ctx_.now();
+  bool home = true, away = false;
   while (!slots.empty() && home) {
     const std::vector<NodeId> owners = answering(ranks);
     const NodeId self = ctx_.self().node;
-    const std::vector<ExpertGroup> groups = groups_of(slots, pass, owners);
+    const base::Time sending = ctx_.now();
+    const std::vector<ExpertGroup> groups = groups_of(layer, slots, pass, owners);
     std::vector<base::Future<Fate>> fates;
     std::vector<const ExpertGroup*> of;
     fates.reserve(groups.size());
@@ -43,7 +48,9 @@ base::Task<bool> ExpertDispatch::run(uint32_t layer, model::Pass& pass, std::vec
       if (group.owner == self) continue;
       fates.push_back(base::start(ask(layer, pass, group)));
       of.push_back(&group);
+      away = true;
     }
+    if (away) counters_.dispatch_seconds += base::seconds(ctx_.now() - sending);
     for (const ExpertGroup& group : groups) {
       if (group.owner != self) continue;
       fates.push_back(base::start(run_here(layer, pass, group)));
@@ -58,19 +65,28 @@ base::Task<bool> ExpertDispatch::run(uint32_t layer, model::Pass& pass, std::vec
     std::sort(slots.begin(), slots.end());
     counters_.expert_redispatched += slots.size();
   }
+  if (away) counters_.away_seconds += base::seconds(ctx_.now() - begin);
   co_return home;
 }
 
 // In calls of bounded size.
-std::vector<ExpertGroup> ExpertDispatch::groups_of(std::span<const uint32_t> slots,
+std::vector<ExpertGroup> ExpertDispatch::groups_of(uint32_t layer, std::span<const uint32_t> slots,
                                                    const model::Pass& pass,
                                                    const std::vector<NodeId>& ranks) const {
-  const size_t most = std::max<size_t>(kAnswerMost / (engine_.shape().hidden * sizeof(float)), 1);
+  const model::Shape& shape = engine_.shape();
+  const size_t most = std::max<size_t>(kAnswerMost / (shape.hidden * sizeof(float)), 1);
+  const DispatchTable* const table = routes_ != nullptr ? routes_->table() : nullptr;
   std::vector<ExpertGroup> groups;
   for (size_t first = 0; first < slots.size(); first += most) {
     const auto some = slots.subspan(first, std::min(most, slots.size() - first));
-    for (ExpertGroup& group : group_by_owner(some, pass, engine_.shape(), ranks))
-      groups.push_back(std::move(group));
+    std::vector<ExpertGroup> part;
+    if (table == nullptr) {
+      part = group_by_owner(some, pass, shape, ranks);
+    } else {
+      part =
+          group_by_choice(some, table->choose(layer, some, pass, shape, ranks), pass, shape, ranks);
+    }
+    std::ranges::move(part, std::back_inserter(groups));
   }
   return groups;
 }
@@ -116,9 +132,11 @@ base::Task<ExpertDispatch::Fate> ExpertDispatch::ask(uint32_t layer, model::Pass
       avoid(group.owner, answer.error().what);
       co_return Fate::kAgain;
     }
-    if (answer->msg.outcome == proto::Outcome::kOk && bring_home(*answer, group, pass)) {
-      co_return Fate::kHome;
-    }
+    const base::Time here = ctx_.now();
+    const bool home =
+        answer->msg.outcome == proto::Outcome::kOk && bring_home(*answer, group, pass);
+    counters_.combine_seconds += base::seconds(ctx_.now() - here);
+    if (home) co_return Fate::kHome;
     if (answer->msg.outcome != proto::Outcome::kOk &&
         answer->msg.outcome != proto::Outcome::kCorrupt) {
       break;
@@ -158,8 +176,12 @@ base::Task<ExpertDispatch::Fate> ExpertDispatch::run_here(uint32_t layer, model:
                   pass.expert_out.data() + group.slots[pair] * hidden);
     }
   };
+  const base::Time begin = ctx_.now();
   base::Task<void> run = ctx_.offload(std::move(job), cost_of_rows(group.rows.size()));
   co_await std::move(run);
+  counters_.expert_seconds += base::seconds(ctx_.now() - begin);
+  LoadWindow* const window = routes_ != nullptr ? routes_->window() : nullptr;
+  if (window != nullptr) window->computed(layer, group.slots.size());
   co_return Fate::kHome;
 }
 

@@ -11,7 +11,9 @@
 #include <vector>
 
 #include "actor/context.h"
+#include "experts/dispatch_table.h"
 #include "experts/expert_groups.h"
+#include "experts/load_window.h"
 #include "proto/experts.h"
 
 namespace experts {
@@ -24,16 +26,30 @@ struct ExpertCounters {
   uint64_t expert_rows_sent = 0, expert_rows_received = 0;
   uint64_t expert_calls = 0, expert_redispatched = 0;  // calls to peers; pairs sent a second time
   uint64_t corrupt = 0;  // messages whose bytes did not match their digest or shape
+  // Of own rows: packing and sending; until the last outputs of peers were here; bringing them
+  // home.
+  double dispatch_seconds = 0, away_seconds = 0, combine_seconds = 0;
+  double expert_seconds = 0;  // experts computed here for anybody, waiting for a thread included
+};
+
+// Where rows go, and who counts them.
+class Routes {
+ public:
+  virtual ~Routes() = default;
+  // Null: by owner_of(). May change whenever the reactor turns.
+  virtual const DispatchTable* table() const = 0;
+  virtual LoadWindow* window() = 0;  // may be null
 };
 
 class ExpertDispatch {
  public:
   static constexpr size_t kAnswerMost = 16u << 20;  // bytes of pairs asked for in one call
 
-  // All outlive the dispatch. `actor`: who answers ExpertIn at the ranks.
+  // All outlive the dispatch. `actor`: who answers ExpertIn at the ranks. Without routes experts
+  // are where owner_of() says.
   ExpertDispatch(actor::Context& ctx, model::Engine& engine, uint16_t actor,
-                 ExpertCounters& counters)
-      : ctx_(ctx), engine_(engine), actor_(actor), counters_(counters) {}
+                 ExpertCounters& counters, Routes* routes = nullptr)
+      : ctx_(ctx), engine_(engine), actor_(actor), counters_(counters), routes_(routes) {}
 
   // Fills pass.expert_out for the routed experts of `layer`. `ranks`: all who own a share of them,
   // in order, this one among them or not. False: our own life has ended. The rows of several passes
@@ -49,7 +65,8 @@ class ExpertDispatch {
     kVoid,   // our own life ended
   };
   std::vector<NodeId> answering(const std::vector<NodeId>& ranks);
-  std::vector<ExpertGroup> groups_of(std::span<const uint32_t> slots, const model::Pass& pass,
+  std::vector<ExpertGroup> groups_of(uint32_t layer, std::span<const uint32_t> slots,
+                                     const model::Pass& pass,
                                      const std::vector<NodeId>& ranks) const;
   base::Task<Fate> ask(uint32_t layer, model::Pass& pass, const ExpertGroup& group);
   base::Task<Fate> run_here(uint32_t layer, model::Pass& pass, const ExpertGroup& group);
@@ -62,6 +79,7 @@ class ExpertDispatch {
   model::Engine& engine_;
   const uint16_t actor_;
   ExpertCounters& counters_;
+  Routes* const routes_;
   // Owned state.
   std::map<NodeId, base::Time> avoided_;  // until when
   uint32_t in_flight_ = 0;

@@ -25,23 +25,33 @@ std::vector<uint32_t> routed_slots(const model::Pass& pass, const model::Shape& 
   return slots;
 }
 
-std::vector<ExpertGroup> group_by_owner(std::span<const uint32_t> slots, const model::Pass& pass,
-                                        const model::Shape& shape, std::span<const NodeId> ranks) {
-  CHECK(!ranks.empty(), "somebody must own the experts");
+std::vector<ExpertGroup> group_by_choice(std::span<const uint32_t> slots,
+                                         std::span<const uint32_t> choice, const model::Pass& pass,
+                                         const model::Shape& shape, std::span<const NodeId> ranks) {
   std::vector<ExpertGroup> groups(ranks.size());
-  for (uint32_t slot : slots) {
-    const uint32_t row = slot / shape.topk;
-    const uint32_t expert = pass.expert_ids[slot];
-    ExpertGroup& group =
-        groups[owner_of(expert, shape.experts, static_cast<uint32_t>(ranks.size()))];
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const uint32_t slot = slots[i], row = slot / shape.topk;
+    CHECK(choice[i] < ranks.size(), "rank {} of {} was chosen", choice[i], ranks.size());
+    ExpertGroup& group = groups[choice[i]];
     if (group.rows.empty() || group.rows.back() != row) group.rows.push_back(row);
     group.pair_rows.push_back(static_cast<uint16_t>(group.rows.size() - 1));
-    group.pair_experts.push_back(static_cast<uint16_t>(expert));
+    group.pair_experts.push_back(static_cast<uint16_t>(pass.expert_ids[slot]));
     group.slots.push_back(slot);
   }
   for (size_t i = 0; i < groups.size(); ++i) groups[i].owner = ranks[i];
   std::erase_if(groups, [](const ExpertGroup& group) { return group.slots.empty(); });
   return groups;
+}
+
+std::vector<ExpertGroup> group_by_owner(std::span<const uint32_t> slots, const model::Pass& pass,
+                                        const model::Shape& shape, std::span<const NodeId> ranks) {
+  CHECK(!ranks.empty(), "somebody must own the experts");
+  const auto count = static_cast<uint32_t>(ranks.size());
+  std::vector<uint32_t> owners(slots.size());
+  for (size_t i = 0; i < slots.size(); ++i) {
+    owners[i] = owner_of(pass.expert_ids[slots[i]], shape.experts, count);
+  }
+  return group_by_choice(slots, owners, pass, shape, ranks);
 }
 
 }  // namespace experts

@@ -28,6 +28,11 @@ struct ExpertGroup {
 
 // The slots of all routed pairs of the pass (experts that own weights), ascending.
 std::vector<uint32_t> routed_slots(const model::Pass& pass, const model::Shape& shape);
+// `slots` by who was chosen for each, an index into `ranks`, in the order of `ranks`; ranks that
+// have none of them are left out.  REQUIRES: slots ascending
+std::vector<ExpertGroup> group_by_choice(std::span<const uint32_t> slots,
+                                         std::span<const uint32_t> choice, const model::Pass& pass,
+                                         const model::Shape& shape, std::span<const NodeId> ranks);
 // `slots` by owner, in the order of `ranks`; ranks that own none of them are left out.
 // REQUIRES: slots ascending, ranks not empty.
 std::vector<ExpertGroup> group_by_owner(std::span<const uint32_t> slots, const model::Pass& pass,

@@ -68,8 +68,11 @@ base::Task<void> ExpertService::run(actor::Context& ctx, model::Engine& engine,
     blobs[0] = base::Blob::of(std::span<const float>(out));
     reply.digest = base::hash128(blobs[0].view());
   };
+  const base::Time begin = ctx.now();
   base::Task<void> run = ctx.offload(std::move(job), cost_of_rows(in.msg.rows));
   co_await std::move(run);
+  counters_.expert_seconds += base::seconds(ctx.now() - begin);
+  if (window_ != nullptr) window_->computed(in.msg.layer, in.msg.pair_rows.size());
   jobs_.erase({in.from, in.call});
   if (!can_be_trusted(ctx, engine)) co_return;  // who asked turns to another rank
   ctx.reply(in, reply, std::move(blobs));

@@ -15,7 +15,9 @@ class ExpertService {
  public:
   static constexpr size_t kJobsMost = 256;  // at once; further questions are answered kNoRoom
 
-  explicit ExpertService(ExpertCounters& counters) : counters_(counters) {}
+  // Both outlive the service; `window`, if given, counts what is computed.
+  explicit ExpertService(ExpertCounters& counters, LoadWindow* window = nullptr)
+      : counters_(counters), window_(window) {}
 
   // `engine` has `layers`; it is null while the model loads: the question is answered kUnknown.
   void answer(actor::Context& ctx, model::Engine* engine, model::LayerRange layers,
@@ -28,6 +30,7 @@ class ExpertService {
                        actor::Incoming<proto::ExpertIn> in);
 
   ExpertCounters& counters_;
+  LoadWindow* const window_;
   std::set<Job> jobs_;
 };
 

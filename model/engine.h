@@ -198,6 +198,13 @@ class Engine {
   virtual void prepare_experts(LayerRange layers, std::span<const uint16_t> experts) {
     (void)layers, (void)experts;
   }
+  // Lets go the weights of the layer's other experts that no thread is using just now; they are
+  // packed again on their next use. May run beside a pass.
+  virtual void keep_experts(uint32_t layer, std::span<const uint16_t> experts) {
+    (void)layer, (void)experts;
+  }
+  // Experts whose weights are resident, of all layers.
+  virtual uint64_t resident_experts() const { return 0; }
 };
 
 // The pairs (row, expert id < shape().experts) of a pass, by row.
@@ -272,6 +279,8 @@ struct OracleOptions {
   // Draft steps that it offers. Above 0 it is another model: three greedy tokens in four follow
   // from the token before, and so do its drafts as often as their own KV is right.
   uint32_t mtp_steps = 0;
+  // So many of a hundred choices fall on one expert of eight, others in each layer; 0: even.
+  uint32_t skew_percent = 0;
 };
 std::unique_ptr<Engine> make_oracle_engine(const OracleOptions& options);
 

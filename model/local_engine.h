@@ -42,11 +42,13 @@ struct DraftWeights {
   std::vector<float> norm;  // [hidden]
 };
 
-// Routed experts, packed once, on first use, whoever comes first.
+// A routed expert, packed on first use, whoever comes first, and let go by keep_experts().
 struct ExpertSlot {
-  std::once_flag once;
+  std::mutex mutex;
+  // Guarded by mutex; weights may be read without it by who counts among the users.
+  bool ready = false;
+  uint32_t users = 0;
   MlpWeights weights;
-  std::atomic<bool> ready{false};  // weights are there to stay
 };
 
 class LocalEngine final : public Engine {
@@ -84,6 +86,8 @@ class LocalEngine final : public Engine {
     attention_.set_probe(probe);
   }
   void prepare_experts(LayerRange layers, std::span<const uint16_t> experts) override;
+  void keep_experts(uint32_t layer, std::span<const uint16_t> experts) override;
+  uint64_t resident_experts() const override;
 
  private:
   struct Scratch;
@@ -93,7 +97,12 @@ class LocalEngine final : public Engine {
     return layer == config_.layers ? draft_->layer : layers_[layer - range_.begin];
   }
   AttentionSite attention_site(uint32_t layer, uint32_t j) const;
-  const MlpWeights& expert(uint32_t layer, uint32_t id);
+  ExpertSlot& slot_of(uint32_t layer, uint32_t id) {
+    return *experts_[static_cast<size_t>(layer - range_.begin) * config_.experts + id];
+  }
+  // Packed if need be; stays until released as often.
+  const MlpWeights& use_expert(uint32_t layer, uint32_t id);
+  void release_expert(uint32_t layer, uint32_t id);
   Scratch& scratch(Pass& pass) const;
   void load_layer(uint32_t layer);
   void load_attention(const WeightReader& read, const std::string& prefix,
@@ -136,7 +145,7 @@ class LocalEngine final : public Engine {
   std::atomic<bool> nan_next_{false}, product_fault_next_{false};  // injected, not yet come true
   std::vector<const PackedMatrix*> scrubbed_;                      // all but those of experts
   size_t scrub_at_ = 0;                                            // in scrubbed_, then in experts_
-  // Filled on demand, each slot guarded by its own flag.
+  // Filled on demand, each slot guarded by its own mutex.
   std::vector<std::unique_ptr<ExpertSlot>> experts_;  // [layers in range · experts]
 };
 

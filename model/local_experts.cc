@@ -55,9 +55,11 @@ void for_groups(ThreadPool& pool, const ExpertScratch& s, F f) {
 
 }  // namespace
 
-const MlpWeights& LocalEngine::expert(uint32_t layer, uint32_t id) {
-  ExpertSlot& slot = *experts_[static_cast<size_t>(layer - range_.begin) * config_.experts + id];
-  std::call_once(slot.once, [&] {
+const MlpWeights& LocalEngine::use_expert(uint32_t layer, uint32_t id) {
+  ExpertSlot& slot = slot_of(layer, id);
+  const std::lock_guard lock(slot.mutex);
+  ++slot.users;
+  if (!slot.ready) {
     const std::string prefix = fmt::format("model.layers.{}.mlp.experts.{}.", layer, id);
     for (const char* part : {"gate_proj.weight", "up_proj.weight", "down_proj.weight"}) {
       const base::Status sound = digests_.check(checkpoint_, prefix + part);
@@ -65,16 +67,46 @@ const MlpWeights& LocalEngine::expert(uint32_t layer, uint32_t id) {
     }
     const WeightReader read(checkpoint_, choice_, pool_);
     slot.weights = read.mlp(prefix, config_.hidden, config_.expert_ffn);
-    slot.ready.store(true, std::memory_order_release);
-  });
+    slot.ready = true;
+  }
   return slot.weights;
+}
+
+void LocalEngine::release_expert(uint32_t layer, uint32_t id) {
+  ExpertSlot& slot = slot_of(layer, id);
+  const std::lock_guard lock(slot.mutex);
+  --slot.users;
 }
 
 void LocalEngine::prepare_experts(LayerRange layers, std::span<const uint16_t> experts) {
   for (uint32_t layer = std::max(layers.begin, range_.begin);
        layer < std::min(layers.end, range_.end); ++layer)
-    pool_.run(static_cast<uint32_t>(experts.size()),
-              [&](uint32_t i) { expert(layer, experts[i]); });
+    pool_.run(static_cast<uint32_t>(experts.size()), [&](uint32_t i) {
+      use_expert(layer, experts[i]);
+      release_expert(layer, experts[i]);
+    });
+}
+
+void LocalEngine::keep_experts(uint32_t layer, std::span<const uint16_t> experts) {
+  if (layer < range_.begin || layer >= range_.end) return;
+  for (uint32_t id = 0; id < config_.experts; ++id) {
+    if (std::ranges::find(experts, id) != experts.end()) continue;
+    ExpertSlot& slot = slot_of(layer, id);
+    MlpWeights gone;  // freed after the lock
+    const std::lock_guard lock(slot.mutex);
+    if (!slot.ready || slot.users > 0) continue;
+    std::swap(gone, slot.weights);
+    slot.ready = false;
+  }
+}
+
+uint64_t LocalEngine::resident_experts() const {
+  uint64_t count = 0;
+  for (const auto& slot : experts_) {
+    const std::lock_guard lock(slot->mutex);
+    count += slot->ready ? 1 : 0;
+  }
+  return count;
 }
 
 void LocalEngine::experts(uint32_t layer, std::span<const float> x, std::span<const uint16_t> rows,
@@ -106,7 +138,7 @@ void LocalEngine::run_pairs(uint32_t layer, const float* x, std::span<const uint
   const auto row_of = [&](uint32_t pair) { return uint32_t{rows[pair]}; };
   const auto slot_of = [&](uint32_t pair) { return slots[pair]; };
   for (const ExpertScratch::Group& group : s.groups) {
-    const MlpWeights& w = expert(layer, group.expert);
+    const MlpWeights& w = use_expert(layer, group.expert);
     const uint32_t first = s.order[group.begin];
     const float* in = consecutive(s, group, row_of) ? x + row_of(first) * hidden
                                                     : s.in.data() + group.begin * hidden;
@@ -125,6 +157,7 @@ void LocalEngine::run_pairs(uint32_t layer, const float* x, std::span<const uint
   });
   multiply_gated(compute_, s.gated);
   multiply(compute_, s.down);
+  for (const ExpertScratch::Group& group : s.groups) release_expert(layer, group.expert);
   for_groups(pool_, s, [&](size_t g) {
     const ExpertScratch::Group& group = s.groups[g];
     const float* from = s.result.data() + group.begin * hidden;

@@ -35,7 +35,8 @@ uint64_t LocalEngine::weight_bytes() const {
   uint64_t bytes = 0;
   for (const PackedMatrix* w : scrubbed_) bytes += w->bytes();
   for (const auto& slot : experts_) {
-    if (!slot->ready.load(std::memory_order_acquire)) continue;
+    const std::lock_guard lock(slot->mutex);
+    if (!slot->ready) continue;
     for (const PackedMatrix* w : {&slot->weights.gate, &slot->weights.up, &slot->weights.down})
       bytes += w->bytes();
   }
@@ -59,10 +60,16 @@ void LocalEngine::scrub(uint64_t bytes) {
       check(*scrubbed_[at]);
       continue;
     }
-    const ExpertSlot& slot = *experts_[at - scrubbed_.size()];
-    if (!slot.ready.load(std::memory_order_acquire)) continue;
+    ExpertSlot& slot = *experts_[at - scrubbed_.size()];
+    {
+      const std::lock_guard lock(slot.mutex);
+      if (!slot.ready) continue;
+      ++slot.users;
+    }
     for (const PackedMatrix* w : {&slot.weights.gate, &slot.weights.up, &slot.weights.down})
       check(*w);
+    const std::lock_guard lock(slot.mutex);
+    --slot.users;
   }
 }
 

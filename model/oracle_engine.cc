@@ -96,9 +96,11 @@ class Chain {
 
 class OracleEngine final : public Engine {
  public:
-  explicit OracleEngine(const OracleOptions& options) : seed_(options.seed) {
+  explicit OracleEngine(const OracleOptions& options)
+      : seed_(options.seed), skew_percent_(options.skew_percent) {
     CHECK(options.experts > 0 && options.topk > 0 && options.topk <= options.experts,
           "top {} of {} experts", options.topk, options.experts);
+    CHECK(options.skew_percent < 100, "a skew of {} %", options.skew_percent);
     CHECK(options.vocab > kEos + 1, "a vocabulary of {}", options.vocab);
     zero_experts_ = std::max(1u, options.experts / 2);
     shape_.layers = options.layers;
@@ -186,6 +188,7 @@ class OracleEngine final : public Engine {
         uint32_t id;
         do {
           id = static_cast<uint32_t>(draw.add(k).value() % all);
+          if (skew_percent_ > 0) id = skewed(layer, id, draw);
         } while (std::find(ids, ids + k, id) != ids + k);
         ids[k] = id;
       }
@@ -304,7 +307,16 @@ class OracleEngine final : public Engine {
     return segment.kv.row(layer, position) + j * sizeof(uint64_t);
   }
 
+  // The layer's busy experts in place of `id`, as often as was asked for.
+  uint32_t skewed(uint32_t layer, uint32_t id, const Chain& draw) const {
+    const uint64_t chance = (draw.value() >> 20) % 100;
+    if (chance >= skew_percent_) return id;
+    const uint32_t busy = std::max(1u, shape_.experts / 8);
+    return (layer * busy + static_cast<uint32_t>(draw.value() >> 40) % busy) % shape_.experts;
+  }
+
   const uint64_t seed_;
+  const uint32_t skew_percent_;
   uint32_t zero_experts_ = 0;
   Shape shape_;
 };

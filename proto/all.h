@@ -13,9 +13,10 @@ namespace proto {
 
 using AllMessages = std::tuple<Done, Hello, HelloReply, Heartbeat, HeartbeatReply, ClusterView,  //
                                ReserveKv, KvReserved, StartPrefill, StageInput, KvLayer, KvAck,
-                               KvCommit, SequenceKv, TokenOut,               //
-                               TokenAck, AttemptFailed, Cancel,              //
-                               ExpertIn, ExpertOut, NgramRows, NgramValues,  //
+                               KvCommit, SequenceKv, TokenOut,                 //
+                               TokenAck, AttemptFailed, Cancel,                //
+                               ExpertIn, ExpertOut, ExpertReport, ExpertPlan,  //
+                               NgramRows, NgramValues,                         //
                                LookupPrefix, PrefixFound, ReleaseLease, FetchKv, KvData, PutKv>;
 
 // "KvLayer" for 24; "?" for a number of nobody.

@@ -38,7 +38,11 @@ kv_ram = "1GiB"
 [decode]
 ranks = 8
 kv_parallel = 1
-redundant_experts = 0
+redundant_experts = 4
+eplb = "on"
+eplb_window = "10s"
+eplb_interval = "2m"
+eplb_min_gain = 0.1
 max_batch = 8
 mtp_steps = 3
 steps_per_schedule = 1
@@ -102,6 +106,11 @@ TEST(ClusterConfig, ReadsEveryKey) {
   EXPECT_EQ(config->max_requests, 4u);
   EXPECT_EQ(config->max_body_bytes, 1024u);
   EXPECT_EQ(config->request_deadline_ms, 2000u);
+  EXPECT_EQ(config->redundant_experts, 4u);
+  EXPECT_EQ(config->eplb, "on");
+  EXPECT_EQ(config->eplb_window_ms, 10'000u);
+  EXPECT_EQ(config->eplb_interval_ms, 120'000u);
+  EXPECT_EQ(config->eplb_min_gain, 0.1);
   EXPECT_EQ(config->max_context, 512u);
   EXPECT_EQ(config->placement, "round_robin");
   EXPECT_EQ(config->log_format, "json");
@@ -122,8 +131,8 @@ TEST(ClusterConfig, WhatIsNotOfferedIsRefusedByNameWithWhatIs) {
       {"[prefill]\nchunk_tokens = 0\n", "c.toml:2:16: prefill.chunk_tokens"},
       {"[prefill]\nchunk = \"small\"\n", "c.toml:2:9: prefill.chunk"},
       {"[decode]\nkv_parallel = 4\n", "c.toml:2:15: decode.kv_parallel: 4 is not offered; only 1"},
-      {"[decode]\nredundant_experts = 1\n",
-       "c.toml:2:21: decode.redundant_experts: 1 is not offered; only 0"},
+      {"[decode]\neplb = \"sometimes\"\n", "c.toml:2:8: decode.eplb"},
+      {"[decode]\neplb_min_gain = 2.0\n", "c.toml:2:17: decode.eplb_min_gain"},
       {"[decode]\nmtp_steps = 17\n", "c.toml:2:13: decode.mtp_steps"},
       {"[decode]\nsteps_per_schedule = 2\n",
        "c.toml:2:22: decode.steps_per_schedule: 2 is not offered; only 1"},

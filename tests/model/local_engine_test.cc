@@ -1,8 +1,10 @@
 // The local engine against the reference: not close, equal. Every comparison is of bytes.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <thread>
 
 #include "base/rng.h"
 #include "model/checkpoint.h"
@@ -144,6 +146,47 @@ TEST_P(LocalEngineTest, AScrubFindsTheLowestBitOfAWeight) {
   local_->inject(base::FaultPoint::kWeightLowBit);
   for (int part = 0; part < 10; ++part) local_->scrub(local_->weight_bytes() / 5);
   EXPECT_TRUE(local_->integrity()->broken());
+}
+
+TEST_P(LocalEngineTest, ExpertsThatWereLetGoComeBackTheSame) {
+  open(KvType::kBf16);
+  const Shape& shape = local_->shape();
+  const std::vector<TokenId> ids = tokens(60, 3);
+  const uint64_t bare = local_->weight_bytes();
+  const Sequence before = run_alone(*local_, ids, 0);
+  const uint64_t loaded = local_->weight_bytes();
+  ASSERT_GT(local_->resident_experts(), shape.layers);
+  for (uint32_t layer = 0; layer < shape.layers; ++layer)
+    local_->keep_experts(layer, std::vector<uint16_t>{1});
+  EXPECT_LE(local_->resident_experts(), shape.layers);
+  EXPECT_LT(local_->weight_bytes(), loaded);
+  for (int part = 0; part < 10; ++part) local_->scrub(local_->weight_bytes() / 5);
+  EXPECT_FALSE(local_->integrity()->broken());
+  expect_equal(*local_, before, run_alone(*local_, ids, 0));
+  EXPECT_EQ(local_->weight_bytes(), loaded);
+  for (uint32_t layer = 0; layer < shape.layers; ++layer) local_->keep_experts(layer, {});
+  EXPECT_EQ(local_->weight_bytes(), bare);
+}
+
+// Weights in use stay: a pass and who lets go all the time do not disturb each other.
+TEST_P(LocalEngineTest, LettingGoBesideAPassChangesNothing) {
+  open(KvType::kBf16);
+  const Shape& shape = local_->shape();
+  const std::vector<TokenId> ids = tokens(40, 5);
+  const Sequence want = run_alone(*local_, ids, 0);
+  std::atomic<bool> over{false};
+  std::thread rival([&] {
+    while (!over) {
+      for (uint32_t layer = 0; layer < shape.layers; ++layer) {
+        local_->keep_experts(layer, std::vector<uint16_t>{0, 2});
+        local_->scrub(1);
+      }
+    }
+  });
+  for (int round = 0; round < 3; ++round) expect_equal(*local_, want, run_alone(*local_, ids, 0));
+  over = true;
+  rival.join();
+  EXPECT_FALSE(local_->integrity()->broken());
 }
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, LocalEngineTest,

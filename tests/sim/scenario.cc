@@ -38,6 +38,7 @@ struct Script {
   uint32_t sequence_ranks = 1;
   uint32_t mtp_steps = 0;
   bool constrained = false;  // two of three requests must keep to a grammar
+  bool rebalance = false;    // three decode ranks, skewed routing, experts follow the load
 };
 
 milliseconds between(Rng& rng, uint64_t least, uint64_t most) {
@@ -106,6 +107,15 @@ void stores_come_and_go(SimCluster& cluster, Rng& rng, milliseconds span) {
   }
 }
 
+// Every decode rank goes down, some in the middle of a plan.
+void kill_ranks(SimCluster& cluster, Rng& rng, milliseconds span) {
+  const auto most = static_cast<uint64_t>(span.count());
+  for (const std::string& node : cluster.nodes()) {
+    if (!node.starts_with("decode")) continue;
+    kill_and_restart(cluster, node, between(rng, 500, most), between(rng, 100, 1500));
+  }
+}
+
 // No KV goes from one stage to one rank while all hear the coordinator (R23).
 void stage_and_rank_apart(SimCluster& cluster, Rng& rng, milliseconds span) {
   const std::string stage = fmt::format("prefill-{}", rng.below(2));
@@ -158,43 +168,9 @@ void disk_fails(SimCluster& cluster, Rng& rng, milliseconds span) {
   cluster.host().at(span, [&disk] { disk.faults = {}; });
 }
 
-const std::vector<Script>& scripts() {
-  static const std::vector<Script> all = {
-      {"calm", "no faults", 0, 0, 0, no_faults, true, false, seconds(2), seconds(60), false},
-      {"lossy", "10 % loss, 5 % duplicates, 5 % reordered: costs time, never an attempt", 0.10,
-       0.05, 0.05, no_faults, true, false, seconds(60), seconds(120), false},
-      {"faults", "lossy, a partition, a decode rank killed and restarted", 0.10, 0.05, 0.05,
-       partition_and_kill, false, false, seconds(120), seconds(300), false},
-      {"deaths", "every node but the coordinator killed and restarted", 0.02, 0.02, 0.02,
-       kill_everything, false, false, seconds(60), seconds(300), false},
-      {"pauses", "every node but the coordinator frozen for up to 4 s", 0.02, 0.02, 0.02, pauses,
-       false, false, seconds(60), seconds(300), false},
-      {"store", "20 % loss, the store killed again and again under shared prefixes", 0.20, 0.05,
-       0.05, store_dies, false, false, seconds(120), seconds(300), true},
-      {"arithmetic", "weights flip in every node that computes, a row becomes NaN", 0.02, 0.02,
-       0.02, bad_arithmetic, false, false, seconds(60), seconds(300), false},
-      {"disk", "10 % loss, the store's disk full, ill, slow and rotten, the store killed", 0.10,
-       0.05, 0.05, disk_fails, false, false, seconds(60), seconds(120), true, true},
-      {.name = "turns",
-       .what = "chats of three turns over three stores that come and go, 2 % of bulk corrupt",
-       .loss = 0.05,
-       .duplicate = 0.05,
-       .reorder = 0.05,
-       .faults = stores_come_and_go,
-       .patience = seconds(200),
-       .limit = seconds(300),
-       .stores = 3,
-       .corrupt = 0.02,
-       .turns = 3},
-      {.name = "apart",
-       .what = "a prefill stage and a decode rank do not reach each other",
-       .loss = 0.02,
-       .duplicate = 0.02,
-       .reorder = 0.02,
-       .faults = stage_and_rank_apart,
-       .patience = seconds(15),
-       .limit = seconds(300),
-       .stores = 2},
+// Of ranks that share work.
+std::vector<Script> group_scripts() {
+  return {
       {.name = "sequence",
        .what = "lossy, two ranks a stage, each killed and restarted",
        .loss = 0.10,
@@ -226,9 +202,73 @@ const std::vector<Script>& scripts() {
        .patience = seconds(60),
        .limit = seconds(300),
        .constrained = true},
-      {"cancels", "lossy, and half of the clients leave", 0.10, 0.05, 0.05, no_faults, false, true,
-       seconds(60), seconds(120), false},
+      {.name = "balance",
+       .what = "1 % loss, busy experts get copies and move, no node fails",
+       .loss = 0.01,
+       .duplicate = 0.05,
+       .reorder = 0.05,
+       .faults = no_faults,
+       .quiet = true,
+       .patience = seconds(60),
+       .limit = seconds(120),
+       .rebalance = true},
+      {.name = "rebalance",
+       .what = "lossy, busy experts move while every decode rank is killed and restarted",
+       .loss = 0.01,
+       .duplicate = 0.05,
+       .reorder = 0.05,
+       .faults = kill_ranks,
+       .patience = seconds(60),
+       .limit = seconds(300),
+       .corrupt = 0.02,
+       .rebalance = true},
   };
+}
+
+const std::vector<Script>& scripts() {
+  static const std::vector<Script> all = [] {
+    std::vector<Script> made = {
+        {"calm", "no faults", 0, 0, 0, no_faults, true, false, seconds(2), seconds(60), false},
+        {"lossy", "10 % loss, 5 % duplicates, 5 % reordered: costs time, never an attempt", 0.10,
+         0.05, 0.05, no_faults, true, false, seconds(60), seconds(120), false},
+        {"faults", "lossy, a partition, a decode rank killed and restarted", 0.10, 0.05, 0.05,
+         partition_and_kill, false, false, seconds(120), seconds(300), false},
+        {"deaths", "every node but the coordinator killed and restarted", 0.02, 0.02, 0.02,
+         kill_everything, false, false, seconds(60), seconds(300), false},
+        {"pauses", "every node but the coordinator frozen for up to 4 s", 0.02, 0.02, 0.02, pauses,
+         false, false, seconds(60), seconds(300), false},
+        {"store", "20 % loss, the store killed again and again under shared prefixes", 0.20, 0.05,
+         0.05, store_dies, false, false, seconds(120), seconds(300), true},
+        {"arithmetic", "weights flip in every node that computes, a row becomes NaN", 0.02, 0.02,
+         0.02, bad_arithmetic, false, false, seconds(60), seconds(300), false},
+        {"disk", "10 % loss, the store's disk full, ill, slow and rotten, the store killed", 0.10,
+         0.05, 0.05, disk_fails, false, false, seconds(60), seconds(120), true, true},
+        {.name = "turns",
+         .what = "chats of three turns over three stores that come and go, 2 % of bulk corrupt",
+         .loss = 0.05,
+         .duplicate = 0.05,
+         .reorder = 0.05,
+         .faults = stores_come_and_go,
+         .patience = seconds(200),
+         .limit = seconds(300),
+         .stores = 3,
+         .corrupt = 0.02,
+         .turns = 3},
+        {.name = "apart",
+         .what = "a prefill stage and a decode rank do not reach each other",
+         .loss = 0.02,
+         .duplicate = 0.02,
+         .reorder = 0.02,
+         .faults = stage_and_rank_apart,
+         .patience = seconds(15),
+         .limit = seconds(300),
+         .stores = 2},
+        {"cancels", "lossy, and half of the clients leave", 0.10, 0.05, 0.05, no_faults, false,
+         true, seconds(60), seconds(120), false},
+    };
+    std::ranges::move(group_scripts(), std::back_inserter(made));
+    return made;
+  }();
   return all;
 }
 
@@ -342,6 +382,7 @@ struct Running {
     for (uint64_t i = 0; i < count; ++i) {
       coordinator::Submission made = submission(rng, engine.shape().vocab, script.shared);
       if (script.constrained && i % 3 > 0) made.sampling.grammar = some_grammar(rng);
+      if (script.rebalance) made.sampling.max_tokens *= 4;  // time for experts to move
       const milliseconds at = between(rng, 0, 4000);
       const bool leaves = script.cancels && rng.chance(0.5);
       const milliseconds stays = between(rng, 0, 1500);
@@ -368,6 +409,7 @@ struct Running {
       return fail(Verdict::kLiveness,
                   fmt::format("{} requests are not over after {} s", open, script.limit.count()));
     }
+    result.plans = static_cast<uint32_t>(cluster.balance().counters().plans);
     result.virtual_seconds = base::seconds(cluster.host().now().time_since_epoch());
     // The network heals; what is held must be let go soon, not by the end of a lease.
     cluster.host().network().loss = cluster.host().network().corrupt = 0;
@@ -418,6 +460,7 @@ RunResult run(const RunOptions& options) {
   RunResult result;
   model::OracleOptions oracle;
   oracle.mtp_steps = script->mtp_steps;
+  if (script->rebalance) oracle.experts = 16, oracle.skew_percent = 60;
   const std::unique_ptr<model::Engine> engine = model::make_oracle_engine(oracle);
   ClusterOptions cluster_options;
   cluster_options.seed = options.seed;
@@ -431,6 +474,11 @@ RunResult run(const RunOptions& options) {
   cluster_options.sequence_ranks = script->sequence_ranks;
   cluster_options.mtp_steps = script->mtp_steps;
   cluster_options.share_experts = options.seed % 3 != 0;
+  if (script->rebalance) {
+    cluster_options.ranks = 3;
+    cluster_options.eplb = true;
+    cluster_options.redundant_experts = static_cast<uint32_t>(options.seed % 4) * 2;
+  }
   // Of ten thousand beats at 10 % loss six in a row do get lost: where no node fails, none may be
   // taken for dead.
   if (script->quiet) cluster_options.heartbeat_misses = 20;

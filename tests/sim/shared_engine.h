@@ -2,8 +2,10 @@
 // engine is constant after construction and the simulation has one thread. What goes wrong in one
 // node (inject) goes wrong in its SharedEngine.
 #pragma once
+#include <algorithm>
 #include <limits>
 #include <map>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -47,9 +49,26 @@ class SharedEngine final : public model::Engine {
   }
   void experts(uint32_t layer, std::span<const float> x, std::span<const uint16_t> rows,
                std::span<const uint16_t> experts, std::span<float> out) override {
+    for (const uint16_t id : experts) {
+      if (resident_.insert({layer, id}).second) ++late_;
+    }
     shared_.experts(layer, x, rows, experts, out);
     spoil(out);
   }
+  void prepare_experts(model::LayerRange layers, std::span<const uint16_t> experts) override {
+    for (uint32_t layer = layers.begin; layer < layers.end; ++layer) {
+      for (const uint16_t id : experts) resident_.insert({layer, id});
+    }
+  }
+  void keep_experts(uint32_t layer, std::span<const uint16_t> experts) override {
+    std::erase_if(resident_, [&](const auto& held) {
+      return held.first == layer && std::ranges::find(experts, held.second) == experts.end();
+    });
+  }
+  uint64_t resident_experts() const override { return resident_.size(); }
+  // Experts that a pass had to load itself.
+  uint64_t late_experts() const { return late_; }
+
   void combine(uint32_t layer, model::Pass& pass) override { shared_.combine(layer, pass); }
   void head(const model::Pass& pass, std::span<const uint32_t> rows, std::span<float> logits,
             std::vector<float>* final_hidden) override {
@@ -97,6 +116,8 @@ class SharedEngine final : public model::Engine {
   const std::string node_;
   model::Integrity integrity_;
   bool weights_bad_ = false, nan_next_ = false;
+  std::set<std::pair<uint32_t, uint16_t>> resident_;  // layer, expert
+  uint64_t late_ = 0;
 };
 
 }  // namespace simulation

@@ -35,6 +35,8 @@ class Recorder final : public coordinator::TokenSink {
   actor::SimHost& host_;
 };
 
+constexpr uint32_t kWindowMs = 1600;  // of expert loads
+
 node::Identity identity(proto::Role role, const std::string& name, const model::Shape& shape) {
   node::Identity identity;
   identity.role = role;
@@ -78,6 +80,10 @@ SimCluster::SimCluster(const ClusterOptions& options, model::Engine& engine) {
   config_.chunk_tokens = options.chunk_tokens;
   config_.max_batch = options.max_batch;
   config_.heartbeat_misses = options.heartbeat_misses;
+  config_.redundant_experts = options.redundant_experts;
+  config_.eplb = options.eplb ? "on" : "off";
+  config_.eplb_window_ms = kWindowMs;
+  config_.eplb_interval_ms = kWindowMs / 2;
   actor::SimOptions sim;
   sim.seed = options.seed;
   sim.network = options.network;
@@ -138,6 +144,8 @@ void SimCluster::add_nodes(const ClusterOptions& options, model::Engine& engine)
       config.max_batch = options.max_batch;
       config.share_ngram = options.share_ngram;
       config.mtp_steps = options.mtp_steps;
+      config.experts.on = options.eplb || options.redundant_experts > 0;
+      config.experts.window = std::chrono::milliseconds(kWindowMs);
       return std::make_unique<decode::DecodeActor>(std::move(config));
     });
     nodes_.push_back(name);
@@ -185,6 +193,20 @@ void SimCluster::inject(const std::string& node, base::FaultPoint fault) {
   if (found != engines_.end()) found->second->inject(fault);
 }
 
+uint64_t SimCluster::resident_experts(const std::string& node) {
+  const auto found = engines_.find(node);
+  return found == engines_.end() ? 0 : found->second->resident_experts();
+}
+
+uint64_t SimCluster::late_experts(const std::string& node) {
+  const auto found = engines_.find(node);
+  return found == engines_.end() ? 0 : found->second->late_experts();
+}
+
+const coordinator::ExpertBalance& SimCluster::balance() {
+  return as<coordinator::CoordinatorActor>(host_->actor("coordinator"))->balance();
+}
+
 size_t SimCluster::submit(coordinator::Submission submission) {
   auto outcome = std::make_unique<Outcome>();
   outcome->asked = submission;
@@ -229,6 +251,7 @@ std::string SimCluster::held() {
                         coordinator.requests, coordinator.promised_blocks, coordinator.open_cancels,
                         coordinator.open_releases);
   }
+  if (!balance().settled()) held += "coordinator: a plan for experts is under way; ";
   for (const std::string& name : nodes_) {
     actor::Actor* actor = host_->actor(name);
     if (actor == nullptr) continue;
@@ -245,9 +268,11 @@ std::string SimCluster::held() {
       const decode::Ledger ledger = as<decode::DecodeActor>(actor)->ledger();
       if (ledger != decode::Ledger{}) {
         held += fmt::format(
-            "{}: {} reservations, {} running, {} blocks, {} outbox, {} expert calls, {} storing; ",
+            "{}: {} reservations, {} running, {} blocks, {} outbox, {} expert calls, {} storing, "
+            "{} "
+            "experts to load; ",
             name, ledger.reservations, ledger.running, ledger.blocks_used, ledger.outbox,
-            ledger.expert_calls, ledger.storing);
+            ledger.expert_calls, ledger.storing, ledger.experts_loading);
       }
     } else {
       const auto* store = as<kvstore::KvstoreActor>(actor);

@@ -12,6 +12,7 @@
 
 #include "actor/sim_host.h"
 #include "base/cluster_config.h"
+#include "coordinator/expert_balance.h"
 #include "coordinator/gateway.h"
 #include "grammar/grammar.h"
 #include "kvstore/sim_disk.h"
@@ -27,6 +28,8 @@ struct ClusterOptions {
   uint32_t chunk_tokens = 16, max_batch = 8;
   bool dynamic_chunks = false, share_experts = false, share_ngram = false;
   uint32_t mtp_steps = 0;  // of the decode ranks; the engine must offer them
+  uint32_t redundant_experts = 0;
+  bool eplb = false;  // with window and interval of seconds
   uint64_t kv_bytes = 32u << 20;
   uint32_t heartbeat_misses = 5;
   bool store_disk = false;  // stores of little RAM over a simulated disk
@@ -71,6 +74,10 @@ class SimCluster {
   std::vector<std::unique_ptr<kvstore::SimMedium>>& disks() { return disks_; }
   // Makes a node's engine go wrong; nothing happens while the node has none.
   void inject(const std::string& node, base::FaultPoint fault);
+  // Of a node's engine: experts it has, of all layers, and those that it loaded in a pass.
+  uint64_t resident_experts(const std::string& node);
+  uint64_t late_experts(const std::string& node);
+  const coordinator::ExpertBalance& balance();
 
   size_t submit(coordinator::Submission submission);  // now; the index of its Outcome
   void cancel(size_t index);

@@ -85,6 +85,28 @@ TEST_P(SharedExpertsTest, GivesTheTokensOfTheReferenceColdAndWarm) {
   expect_the_tokens_of_the_reference(options);
 }
 
+// decode ranks, redundant experts
+class ExpertParallelTest : public ::testing::TestWithParam<std::tuple<uint32_t, uint32_t>> {};
+
+TEST_P(ExpertParallelTest, GivesTheTokensOfTheReferenceColdAndWarm) {
+  ClusterOptions options;
+  options.stages = 1;
+  std::tie(options.ranks, options.redundant_experts) = GetParam();
+  options.eplb = options.redundant_experts > 0;
+  options.chunk_tokens = 64;
+  expect_the_tokens_of_the_reference(options);
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, ExpertParallelTest,
+                         ::testing::Values(std::tuple{1u, 0u}, std::tuple{2u, 0u},
+                                           std::tuple{3u, 0u}, std::tuple{5u, 0u},
+                                           std::tuple{2u, 2u}, std::tuple{3u, 2u},
+                                           std::tuple{5u, 3u}),
+                         [](const auto& info) {
+                           return fmt::format("ranks{}_redundant{}", std::get<0>(info.param),
+                                              std::get<1>(info.param));
+                         });
+
 INSTANTIATE_TEST_SUITE_P(Stages, SharedExpertsTest,
                          ::testing::Combine(::testing::Values(1u, 2u), ::testing::Values(2u, 3u)),
                          [](const auto& info) {
@@ -145,6 +167,11 @@ void expect_the_tokens_of_the_reference(const ClusterOptions& options) {
     for (const coordinator::Submission& submission : w.asked) cluster.submit(submission);
     ASSERT_TRUE(
         cluster.host().run_until([&] { return cluster.all_over(); }, std::chrono::minutes(10)));
+    if (options.redundant_experts > 0) {  // the cold run began before there was a plan
+      const auto planned = [&] { return cluster.balance().epoch() > 0 && cluster.held().empty(); };
+      ASSERT_TRUE(cluster.host().run_until(
+          planned, cluster.host().now().time_since_epoch() + std::chrono::seconds(10)));
+    }
     for (size_t i = 0; i < w.asked.size(); ++i) {
       const Outcome& got = *cluster.outcomes()[first + i];
       ASSERT_FALSE(got.error.has_value()) << got.error->what;
