@@ -43,6 +43,30 @@ Ranks ranks_of(simulation::SimCluster& cluster, uint32_t ranks) {
   return out;
 }
 
+// What the counters' growth since `before` says.
+Measured grown(const Settings& s, const Ranks& actors, const std::vector<decode::Counters>& before,
+               double seconds, uint64_t pairs) {
+  const size_t ranks = actors.size();
+  const auto n = static_cast<double>(ranks);
+  double steps = 0, wait = 0, calls = 0, received = 0, busiest = 0;
+  for (size_t i = 0; i < ranks; ++i) {
+    const decode::Counters& now = actors[i]->counters();
+    steps += static_cast<double>(now.steps - before[i].steps);
+    wait += now.expert_wait_seconds - before[i].expert_wait_seconds;
+    calls += static_cast<double>(now.expert_calls - before[i].expert_calls);
+    const auto got = static_cast<double>(now.expert_rows_received - before[i].expert_rows_received);
+    received += got;
+    busiest = std::max(busiest, got);
+  }
+  Measured out;
+  out.step_ms = 1e3 * seconds * n / steps;
+  out.wait_share = wait / (seconds * n);
+  out.calls = calls / (steps * s.layers);
+  out.pairs_a_call = static_cast<double>(pairs) / std::max(calls, 1.0);
+  out.imbalance = busiest / (received / n);
+  return out;
+}
+
 // The counters' growth over the stretch in which every rank runs its whole batch.
 Measured measure(const Settings& s, uint32_t ranks) {
   model::OracleOptions model;
@@ -99,24 +123,8 @@ Measured measure(const Settings& s, uint32_t ranks) {
   const base::Time begun = cluster.host().now();
   run_steps(s.steps);
 
-  const double seconds = base::seconds(cluster.host().now() - begun);
-  double steps = 0, wait = 0, calls = 0, received = 0, busiest = 0;
-  for (uint32_t i = 0; i < ranks; ++i) {
-    const decode::Counters& now = actors[i]->counters();
-    steps += static_cast<double>(now.steps - before[i].steps);
-    wait += now.expert_wait_seconds - before[i].expert_wait_seconds;
-    calls += static_cast<double>(now.expert_calls - before[i].expert_calls);
-    const auto got = static_cast<double>(now.expert_rows_received - before[i].expert_rows_received);
-    received += got;
-    busiest = std::max(busiest, got);
-  }
-  Measured out;
-  out.step_ms = 1e3 * seconds * ranks / steps;
-  out.wait_share = wait / (seconds * ranks);
-  out.calls = calls / (steps * s.layers);
-  out.pairs_a_call = static_cast<double>(engine.pairs() - pairs_before) / std::max(calls, 1.0);
-  out.imbalance = busiest / (received / ranks);
-  return out;
+  return grown(s, actors, before, base::seconds(cluster.host().now() - begun),
+               engine.pairs() - pairs_before);
 }
 
 }  // namespace
