@@ -43,7 +43,7 @@ void step(model::Engine& engine, StepBatch& batch, std::vector<Sequence*> member
   ASSERT_TRUE(base::run_inline(model::forward(engine, all, batch.pass(), site)));
   batch.sample(engine);
   for (size_t i = 0; i < members.size(); ++i) {
-    if (!batch.next()[i].finite) continue;
+    if (!batch.next()[i].finite || batch.next()[i].stuck) continue;
     ASSERT_EQ(batch.next()[i].run.tokens.size(), 1u);
     members[i]->tokens.push_back(batch.next()[i].run.tokens[0]);
   }
