@@ -54,6 +54,7 @@ class Digits {
         const std::string a = fmt::format("{}", from), b = fmt::format("{}", to);
         ways.push_back(same_length({&a, &b}, length, 0));
       }
+      if (length == kWholeMost) break;  // one more nine would not fit
       first = last + 1;
       last = last * 10 + 9;
     }
