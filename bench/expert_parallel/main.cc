@@ -88,7 +88,11 @@ Measured measure(const Settings& s, uint32_t ranks) {
       s.link_gigabytes * 1e9 * engine.shape().hidden / modelled.hidden;
   options.job_cost = [&engine] { return engine.take_cost(); };
   simulation::SimCluster cluster(options, engine);
-  while (!cluster.ready()) cluster.host().run_for(std::chrono::milliseconds(10));
+  const base::Time ready_by = cluster.host().now() + std::chrono::minutes(10);
+  while (!cluster.ready()) {
+    CHECK(cluster.host().now() < ready_by, "{} ranks did not get ready", ranks);
+    cluster.host().run_for(std::chrono::milliseconds(10));
+  }
   for (uint32_t i = 0; i < ranks * s.batch; ++i) {
     coordinator::Submission submission;
     submission.prompt = {3 + i % 400, 3 + i / 400, 7};
