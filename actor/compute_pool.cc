@@ -3,14 +3,29 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "base/check.h"
 
 namespace actor {
 
-ComputePool::ComputePool(uint32_t threads, std::function<void(uint64_t)> done)
-    : done_(std::move(done)), running_(threads, 0) {
+namespace {
+
+// Without the closures.
+ComputePool::Ids run(std::vector<ComputeJob> jobs) {
+  const auto begin = std::chrono::steady_clock::now();
+  run_together(jobs);
+  if (JointJob* first = jobs.front().joint) first->took = std::chrono::steady_clock::now() - begin;
+  ComputePool::Ids ids;
+  for (const ComputeJob& job : jobs) ids.push_back(job.id);
+  return ids;
+}
+
+}  // namespace
+
+ComputePool::ComputePool(uint32_t threads, std::function<void(Ids)> done)
+    : done_(std::move(done)), running_(threads) {
   CHECK(threads > 0, "a pool of no threads never finishes a job");
   for (uint32_t i = 0; i < threads; ++i) {
     threads_.emplace_back([this, i] { work(i); });
@@ -18,19 +33,20 @@ ComputePool::ComputePool(uint32_t threads, std::function<void(uint64_t)> done)
   }
 }
 
-void ComputePool::submit(uint64_t id, std::function<void()> job) {
+void ComputePool::submit(ComputeJob job) {
   {
     const std::scoped_lock lock(mutex_);
     CHECK(!stopping_, "a job after the end");
-    queue_.push_back({id, std::move(job)});
+    queue_.add(std::move(job));
   }
   wake_.notify_one();
 }
 
 void ComputePool::withdraw(uint64_t id) {
   std::unique_lock lock(mutex_);
-  std::erase_if(queue_, [id](const Job& job) { return job.id == id; });
-  finished_.wait(lock, [&] { return std::ranges::find(running_, id) == running_.end(); });
+  queue_.erase(id);
+  const auto runs_it = [id](const Ids& ids) { return std::ranges::find(ids, id) != ids.end(); };
+  finished_.wait(lock, [&] { return std::ranges::none_of(running_, runs_it); });
 }
 
 void ComputePool::stop() {
@@ -49,17 +65,15 @@ void ComputePool::work(size_t worker) {
   while (true) {
     wake_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
     if (stopping_) return;
-    Job job = std::move(queue_.front());
-    queue_.pop_front();
-    running_[worker] = job.id;
+    std::vector<ComputeJob> jobs = queue_.take();
+    for (const ComputeJob& job : jobs) running_[worker].push_back(job.id);
     lock.unlock();
-    job.run();
-    job.run = nullptr;
+    Ids ids = run(std::move(jobs));
     lock.lock();
-    running_[worker] = 0;
+    running_[worker].clear();
     finished_.notify_all();
     lock.unlock();
-    done_(job.id);
+    done_(std::move(ids));
     lock.lock();
   }
 }

@@ -7,6 +7,7 @@
 #include <functional>
 #include <string>
 
+#include "actor/compute_job.h"
 #include "actor/message.h"
 #include "base/log.h"
 #include "base/task.h"
@@ -26,11 +27,6 @@ struct CallOptions {
   const char* label;
   Duration retry = std::chrono::milliseconds(250);
   Duration deadline = std::chrono::seconds(10);
-};
-
-// What an offloaded job is expected to cost; the simulated host turns it into virtual time.
-struct Cost {
-  Duration modelled = std::chrono::microseconds(20);
 };
 
 // Puts a closure on the reactor thread from any other thread (the HTTP front end). Outlives the
@@ -74,7 +70,14 @@ class Context {
   // co_await ctx.offload(job): runs it on the compute pool while the reactor goes on. The job
   // touches nothing that anybody else may touch until it is done. Anything above 1 ms of CPU
   // belongs here.
-  virtual Task<void> offload(std::function<void()> job, Cost cost = {}) = 0;
+  Task<void> offload(std::function<void()> job, Cost cost = {}) {
+    return compute({.cost = cost, .run = std::move(job)});
+  }
+  // As offload(), together with what of its company waits when a thread is free. The job lives
+  // until then.
+  Task<void> offload_joint(JointJob& job, JointJob::Company company, Cost cost) {
+    return compute({.cost = cost, .joint = &job, .company = company});
+  }
   // Runs the task now, up to its first wait, and owns it until it ends or the actor dies.
   virtual void spawn(Task<void> task) = 0;
 
@@ -94,6 +97,8 @@ class Context {
   virtual Injector& injector() = 0;
 
  protected:
+  // Runs the job when its turn has come; its id is the host's to give.
+  virtual Task<void> compute(ComputeJob job) = 0;
   // One frame-encoded message on its way. Bounded: a full queue to a peer drops the message (it
   // counts as lost) and counts it as `transport.dropped`.
   virtual void transmit(const Address& to, uint16_t type, uint64_t call, uint32_t flags,

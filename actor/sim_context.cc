@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "actor/job_queue.h"
 #include "actor/sim_internal.h"
 
 namespace actor {
@@ -91,6 +92,82 @@ class SimContext::OutgoingCall {
   SimTimer deadline_;
 };
 
+// The one modelled compute thread of a node. Jobs run, in no virtual time, when they would have
+// ended; where they tell their cost (SimOptions::job_cost), when they begin.
+class SimContext::ComputeThread {
+ public:
+  explicit ComputeThread(SimContext& context)
+      : state_(context.state_), end_(context), context_(context) {}
+
+  uint64_t add(ComputeJob job, base::Slot<bool>& done) {
+    const uint64_t id = job.id = ++last_id_;
+    slots_.emplace(id, &done);
+    waiting_.add(std::move(job));
+    if (!busy_) begin();
+    return id;
+  }
+  void withdraw(uint64_t id) {
+    slots_.erase(id);
+    waiting_.erase(id);
+    std::erase_if(running_, [id](const ComputeJob& job) { return job.id == id; });
+  }
+
+ private:
+  void begin() {
+    if (waiting_.empty()) return;
+    busy_ = true;
+    running_ = waiting_.take();
+    const std::function<Duration()>& told = state_.host.options_.job_cost;
+    if (told) {
+      run_together(running_);
+      took_ = told();
+    } else {
+      Duration sum{};
+      for (const ComputeJob& job : running_) sum += job.cost.modelled;
+      const double jitter = 0.8 + 0.4 * state_.compute_rng.uniform();
+      took_ = Duration(static_cast<int64_t>(static_cast<double>(sum.count()) * jitter));
+    }
+    end_.set(context_.now() + took_, [this] { end(); });
+  }
+  void end() {
+    if (!state_.host.options_.job_cost) run_together(running_);
+    const std::vector<ComputeJob> ended = std::exchange(running_, {});
+    if (!ended.empty() && ended.front().joint != nullptr) ended.front().joint->took = took_;
+    busy_ = false;
+    begin();
+    for (const ComputeJob& job : ended) {  // what one resumes may let the frame of another go
+      const auto found = slots_.find(job.id);
+      if (found != slots_.end()) found->second->set(true);
+    }
+  }
+
+  SimHost::State& state_;
+  SimTimer end_;
+  SimContext& context_;
+  JobQueue waiting_;
+  std::vector<ComputeJob> running_;  // together
+  std::map<uint64_t, base::Slot<bool>*> slots_;
+  uint64_t last_id_ = 0;
+  Duration took_{};
+  bool busy_ = false;
+};
+
+// An offloaded job, in the frame that waits for it.
+class SimContext::RunningJob {
+ public:
+  RunningJob(SimContext& context, ComputeJob job)
+      : thread_(*context.thread_), id_(thread_.add(std::move(job), done)) {}
+  ~RunningJob() { thread_.withdraw(id_); }
+  RunningJob(const RunningJob&) = delete;
+  RunningJob& operator=(const RunningJob&) = delete;
+
+  base::Slot<bool> done;
+
+ private:
+  ComputeThread& thread_;
+  const uint64_t id_;
+};
+
 // Each life draws from its own stream, so that what one node draws does not move another's draws.
 SimContext::SimContext(SimHost::State& state, SimHost::Node& node)
     : state_(state),
@@ -100,7 +177,8 @@ SimContext::SimContext(SimHost::State& state, SimHost::Node& node)
       log_(node.name, base::LogFormat::kText,
            state.host.options_.log ? base::Level::kDebug : base::Level::kInfo,
            [&state](base::Level level, std::string_view line) { state.log_line(level, line); }),
-      calls_(rng_.next() >> 1) {}
+      calls_(rng_.next() >> 1),
+      thread_(std::make_unique<ComputeThread>(*this)) {}
 
 SimContext::~SimContext() = default;
 
@@ -127,38 +205,9 @@ Task<void> SimContext::sleep(Duration d) {
   co_await due;
 }
 
-// One modelled compute thread a node: a job begins when those before it are done, and runs (in no
-// virtual time) when it would have ended.
-Task<void> SimContext::offload(std::function<void()> job, Cost cost) {
-  if (state_.host.options_.job_cost) {
-    Task<void> measured = run_measured(std::move(job));
-    co_await std::move(measured);
-    co_return;
-  }
-  const double jitter = 0.8 + 0.4 * state_.compute_rng.uniform();
-  const auto took = static_cast<int64_t>(static_cast<double>(cost.modelled.count()) * jitter);
-  node_.compute_free = std::max(node_.compute_free, now()) + Duration(took);
-  base::Slot<bool> done;
-  SimTimer timer(*this);
-  timer.set(node_.compute_free, [&job, &done] {
-    job();
-    done.set(true);
-  });
-  co_await done;
-}
-
-// As offload(), where a job's cost is known when it has run: it runs when it begins.
-Task<void> SimContext::run_measured(std::function<void()> job) {
-  const uint64_t turn = node_.jobs_queued++;
-  while (turn != node_.jobs_begun || now() < node_.compute_free) {
-    Task<void> wait = sleep(std::max(node_.compute_free - now(), Duration(1000)));
-    co_await std::move(wait);
-  }
-  job();
-  node_.compute_free = now() + state_.host.options_.job_cost();
-  ++node_.jobs_begun;
-  Task<void> run = sleep(node_.compute_free - now());
-  co_await std::move(run);
+Task<void> SimContext::compute(ComputeJob job) {
+  RunningJob running(*this, std::move(job));
+  co_await running.done;
 }
 
 void SimContext::spawn(Task<void> task) {

@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -23,7 +24,6 @@ class SimContext final : public Context {
   void log(base::Level level, std::string_view event, base::Fields fields) override;
   void set_log_node(const std::string& name) override { log_.set_node(name); }
   Task<void> sleep(Duration d) override;
-  Task<void> offload(std::function<void()> job, Cost cost) override;
   void spawn(Task<void> task) override;
   void link(NodeId node, const std::string& endpoint) override;
   void unlink(NodeId node) override;
@@ -44,6 +44,7 @@ class SimContext final : public Context {
   void end();
 
  protected:
+  Task<void> compute(ComputeJob job) override;
   void transmit(const Address& to, uint16_t type, uint64_t call, uint32_t flags, std::string body,
                 base::Blobs blobs) override;
   Task<base::Result<Envelope>> call_raw(Address to, uint16_t type, std::string body,
@@ -52,10 +53,11 @@ class SimContext final : public Context {
  private:
   class SimTimer;
   class OutgoingCall;
+  class ComputeThread;
+  class RunningJob;
 
   NodeId draw_node();
   Task<void> root(uint64_t id, Task<void> task);
-  Task<void> run_measured(std::function<void()> job);
   void fail_later(const std::vector<uint64_t>& calls, base::Code code, const char* why);
 
   SimHost::State& state_;
@@ -66,6 +68,7 @@ class SimContext final : public Context {
   bool ended_life_ = false;
   std::map<NodeId, std::string> links_;
   PendingCalls calls_;
+  std::unique_ptr<ComputeThread> thread_;
   std::map<uint64_t, base::Future<void>> roots_;  // spawned
   uint64_t last_root_ = 0;
   std::vector<uint64_t> ended_;  // roots to reap

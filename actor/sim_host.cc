@@ -46,8 +46,7 @@ void SimHost::State::start(Node& node) {
 void SimHost::State::destroy(Node& node) {
   node.doomed = false;
   node.held.clear();
-  node.paused_until = node.compute_free = Time{};
-  node.jobs_queued = node.jobs_begun = 0;
+  node.paused_until = Time{};
   const NodeId id = node.context->id();
   // Coroutines refer to the actor, and both to the context.
   node.context->end();

@@ -38,14 +38,12 @@ struct SimHost::Node {
   Factory factory;
   NodeId fixed;
 
-  uint64_t life = 0;                         // how often it was started
-  Time paused_until{};                       // in the past: not paused
-  Time compute_free{};                       // when the modelled compute thread has done its queue
-  uint64_t jobs_queued = 0, jobs_begun = 0;  // where jobs tell their cost
-  std::deque<std::function<void()>> held;    // input that came during a pause
-  bool doomed = false;                       // to be killed when its running event is over
-  std::unique_ptr<SimContext> context;       // null while killed
-  std::unique_ptr<Actor> actor;              // null while killed
+  uint64_t life = 0;                                 // how often it was started
+  Time paused_until{};                               // in the past: not paused
+  std::deque<std::function<void()>> held;            // input that came during a pause
+  bool doomed = false;                               // to be killed when its running event is over
+  std::unique_ptr<SimContext> context;               // null while killed
+  std::unique_ptr<Actor> actor;                      // null while killed
   std::vector<std::unique_ptr<Injector>> injectors;  // one a life; they outlive it
 };
 

@@ -76,9 +76,10 @@ class ZmqContext::OutgoingCall {
 // a job that runs, for the job may refer to the frame.
 class ZmqContext::RunningJob {
  public:
-  RunningJob(ZmqContext& host, std::function<void()> job) : host_(host), id_(++host.last_job_) {
+  RunningJob(ZmqContext& host, ComputeJob job) : host_(host), id_(++host.last_job_) {
+    job.id = id_;
     host_.jobs_.emplace(id_, &done);
-    host_.pool_.submit(id_, std::move(job));
+    host_.pool_.submit(std::move(job));
   }
   ~RunningJob() {
     host_.jobs_.erase(id_);
@@ -102,8 +103,9 @@ ZmqContext::ZmqContext(ZmqOptions options, std::unique_ptr<ZmqTransport> transpo
       inbox_(Inbox::create()),
       transport_(std::move(transport)),
       calls_(rng_.next() >> 1),
-      pool_(std::max(1u, options_.compute_threads),
-            [this](uint64_t id) { inbox_.post([this, id] { job_done(id); }); }) {}
+      pool_(std::max(1u, options_.compute_threads), [this](ComputePool::Ids ids) {
+        inbox_.post([this, ids = std::move(ids)] { jobs_done(ids); });
+      }) {}
 
 ZmqContext::~ZmqContext() { end(); }
 
@@ -130,14 +132,16 @@ Task<void> ZmqContext::sleep(Duration d) {
   co_await due;
 }
 
-Task<void> ZmqContext::offload(std::function<void()> job, Cost) {
+Task<void> ZmqContext::compute(ComputeJob job) {
   RunningJob running(*this, std::move(job));
   co_await running.done;
 }
 
-void ZmqContext::job_done(uint64_t id) {
-  const auto it = jobs_.find(id);
-  if (it != jobs_.end()) it->second->set(true);
+void ZmqContext::jobs_done(const ComputePool::Ids& ids) {
+  for (const uint64_t id : ids) {  // what one resumes may let the frame of another go
+    const auto it = jobs_.find(id);
+    if (it != jobs_.end()) it->second->set(true);
+  }
 }
 
 void ZmqContext::spawn(Task<void> task) {

@@ -37,7 +37,6 @@ class ZmqContext final : public Context {
   void log(base::Level level, std::string_view event, base::Fields fields) override;
   void set_log_node(const std::string& name) override { options_.log.set_node(name); }
   Task<void> sleep(Duration d) override;
-  Task<void> offload(std::function<void()> job, Cost cost) override;
   void spawn(Task<void> task) override;
   void link(NodeId node, const std::string& endpoint) override;
   void unlink(NodeId node) override;
@@ -59,6 +58,7 @@ class ZmqContext final : public Context {
   const TransportCounters& counters() const { return counters_; }
 
  protected:
+  Task<void> compute(ComputeJob job) override;
   void transmit(const Address& to, uint16_t type, uint64_t call, uint32_t flags, std::string body,
                 base::Blobs blobs) override;
   Task<base::Result<Envelope>> call_raw(Address to, uint16_t type, std::string body,
@@ -74,7 +74,7 @@ class ZmqContext final : public Context {
                      const base::Blobs& blobs);
   void send_to_self(const Header& header, const std::string& body, const base::Blobs& blobs);
   void fail_later(const std::vector<uint64_t>& calls, base::Code code, const char* why);
-  void job_done(uint64_t id);
+  void jobs_done(const ComputePool::Ids& ids);
   void run_soon();
   void run_changes();
   void run_messages();

@@ -109,6 +109,8 @@ void ClusterFile::cluster_and_nodes() {
   decode.boolean("share_ngram", &c_.decode_share_ngram,
                  "each rank reads its share of the n-gram tables, for all");
   decode.integer("max_batch", &c_.max_batch, {1, 4096, "sequences per step and rank"});
+  decode.integer("micro_batches", &c_.micro_batches,
+                 {1, 2, "passes of a step under way at once, where its rows suffice"});
   decode.integer("mtp_steps", &c_.mtp_steps,
                  {0, 16, "tokens drafted per sequence and step, at most; 0: no MTP"});
   decode.integer("steps_per_schedule", &c_.steps_per_schedule,

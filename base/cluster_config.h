@@ -38,6 +38,7 @@ struct ClusterConfig {
   double eplb_min_gain = 0.05;         // of balancedness; less is not worth a plan
   bool decode_share_ngram = false;     // n-gram tables, by the ranks
   uint32_t max_batch = 32;             // sequences per step and rank
+  uint32_t micro_batches = 1;          // passes of a step under way at once
   uint32_t mtp_steps = 0;           // drafts of a sequence and step; at most what the model offers
   uint32_t steps_per_schedule = 1;  // only 1 is offered
   uint64_t decode_kv_bytes = 512u << 20;

@@ -100,7 +100,7 @@ Task<void> DecodeActor::scrub(Context& ctx) {
     std::function<void()> job = [this] {
       engine_->scrub(engine_->weight_bytes() / kScrubParts + 1);
     };
-    Task<void> run = ctx.offload(std::move(job), cost_of_rows(0));
+    Task<void> run = ctx.offload(std::move(job), cost_of_rows(0).at(actor::Turn::kBackground));
     co_await std::move(run);
     if (!experts::can_be_trusted(ctx, *engine_)) co_return;
   }
@@ -232,7 +232,7 @@ Outcome DecodeActor::take_commit(Context& ctx, const Incoming<proto::KvCommit>& 
 Task<void> DecodeActor::compile(Context& ctx, base::GrammarText text) {
   Grammars::Compiled made = nullptr;
   std::function<void()> job = [this, &made, &text] { made = grammars_.compile(text); };
-  Task<void> run = ctx.offload(std::move(job), cost_of_rows(1));
+  Task<void> run = ctx.offload(std::move(job), cost_of_rows(1).at(actor::Turn::kBackground));
   co_await std::move(run);
   std::unique_ptr<grammar::Grammar> grammar;
   if (made) grammar = std::move(*made);
@@ -302,7 +302,7 @@ Task<void> DecodeActor::run_steps(Context& ctx) {
 void DecodeActor::count_step(size_t sequences, base::Duration took, bool loading) {
   ++counters_.steps;
   counters_.step_sequences += sequences;
-  counters_.batch_rows += step_.pass().rows();
+  counters_.batch_rows += step_.rows();
   counters_.step_seconds += base::seconds(took);
   if (!loading) return;
   ++counters_.steps_loading;
@@ -315,14 +315,25 @@ Task<bool> DecodeActor::compute_step(Context& ctx, const std::vector<Sequence*>&
     Task<void> drafted = ctx.offload(std::move(job), cost_of_rows(batch.size()));
     co_await std::move(drafted);
   }
-  step_.assemble(batch, table_.pool(), config_.shape);
-  Task<bool> pass = model::forward(*engine_, all_layers(config_.shape), step_.pass(), *exchange_);
-  const bool passed = co_await std::move(pass);
-  if (!passed) co_return false;
-  std::function<void()> job = [this] { step_.sample(*engine_); };
-  Task<void> sampled = ctx.offload(std::move(job), cost_of_rows(step_.pass().rows()));
-  co_await std::move(sampled);
-  co_return true;
+  exchange_->begin_step();
+  step_.assemble(batch, table_.pool(), config_.shape,
+                 MicroBatches::passes_for(batch, config_.micro_batches, config_.micro_rows,
+                                          exchange_->has_peers()));
+  std::vector<base::Future<bool>> passes;
+  for (StepBatch& part : step_.passes())
+    passes.push_back(
+        base::start(model::forward(*engine_, all_layers(config_.shape), part.pass(), *exchange_)));
+  bool all = true;
+  for (size_t i = 0; i < passes.size(); ++i) {  // all of them: they use the batch
+    const bool passed = co_await passes[i];
+    all = all && passed;
+    if (!passed) continue;
+    StepBatch& part = step_.passes()[i];
+    std::function<void()> job = [this, &part] { part.sample(*engine_); };
+    Task<void> sampled = exchange_->compute(std::move(job), part.pass().rows());
+    co_await std::move(sampled);
+  }
+  co_return all;
 }
 
 Task<void> DecodeActor::offer_blocks(Context& ctx, const std::vector<Sequence*>& batch) {
@@ -352,7 +363,7 @@ void DecodeActor::settle(Context& ctx, const std::vector<Sequence*>& batch, bool
       fail_attempt(ctx, sequence, base::Code::kUnavailable, "the step was given up");
       continue;
     }
-    const StepBatch::Next& next = step_.next()[row];
+    const StepBatch::Next& next = step_.next(row);
     if (!next.finite) {
       ++counters_.numerical_faults;
       fail_attempt(ctx, sequence, base::Code::kInternal,

@@ -19,8 +19,8 @@
 #include "decode_node/expert_exchange.h"
 #include "decode_node/expert_plans.h"
 #include "decode_node/grammars.h"
+#include "decode_node/micro_batches.h"
 #include "decode_node/sequence_table.h"
-#include "decode_node/step_batch.h"
 #include "decode_node/token_outbox.h"
 #include "experts/expert_service.h"
 #include "lookup/ngram_service.h"
@@ -43,8 +43,10 @@ struct DecodeConfig {
   MakeVocabulary make_vocabulary;  // called once with the engine; empty: no constrained requests
   uint64_t kv_bytes = 512u << 20;
   uint32_t max_batch = 32;
-  bool share_ngram = false;  // n-gram rows come from the rank whose share has them
-  uint32_t mtp_steps = 0;    // drafts of a sequence in a step, at most; the shape must offer them
+  bool share_ngram = false;    // n-gram rows come from the rank whose share has them
+  uint32_t mtp_steps = 0;      // drafts of a sequence in a step, at most; the shape must offer them
+  uint32_t micro_batches = 1;  // passes of a step under way at once, at most MicroBatches::kMost
+  uint32_t micro_rows = 8;     // that each of them has at least
   uint32_t max_sequences = 1024;
   ExpertPlanOptions experts;
   base::Duration scrub{};  // time in which all weights in memory are checked once; 0: never
@@ -147,7 +149,7 @@ class DecodeActor final : public actor::Actor,
   experts::ExpertService service_;
   lookup::NgramService ngram_;
   Drafter drafter_;
-  StepBatch step_;
+  MicroBatches step_;
   std::unique_ptr<model::Engine> engine_;     // null until loaded
   std::unique_ptr<ExpertExchange> exchange_;  // with the engine
   bool loading_ = false, positioned_ = false, stepping_ = false;

@@ -33,9 +33,14 @@ void DecodeActor::fill(proto::Heartbeat& beat) {
   count("expert_redispatched_total", static_cast<double>(c.expert_redispatched));
   count("expert_wait_seconds_total", c.expert_wait_seconds);
   lookup::report(c, beat);
+  count("expert_layers_total", static_cast<double>(c.expert_layers));
+  count("expert_jobs_total", static_cast<double>(c.expert_jobs));
+  count("expert_batches_total", static_cast<double>(c.expert_batches));
+  count("expert_pairs_total", static_cast<double>(c.expert_pairs));
   count("expert_dispatch_seconds_total", c.dispatch_seconds);
   count("expert_away_seconds_total", c.away_seconds);
   count("expert_compute_seconds_total", c.expert_seconds);
+  count("expert_queue_seconds_total", c.expert_queue_seconds);
   count("expert_combine_seconds_total", c.combine_seconds);
   count("decode_step_seconds_total", c.step_seconds);
   count("decode_steps_loading_total", static_cast<double>(c.steps_loading));

@@ -3,10 +3,10 @@
 namespace decode {
 
 base::Task<void> ExpertExchange::compute(std::function<void()> job, uint32_t rows) {
-  computing_ = true;
+  ++jobs_;
   base::Task<void> run = ctx_.offload(std::move(job), cost_of_rows(rows));
   co_await std::move(run);
-  computing_ = false;
+  --jobs_;
   computed_at_ = ctx_.now();
 }
 
@@ -27,7 +27,10 @@ base::Task<bool> ExpertExchange::run_experts(uint32_t layer, model::Pass& pass) 
   std::vector<NodeId> ranks = ready_ranks();
   base::Task<bool> away = dispatch_.run(layer, pass, std::move(ranks));
   const bool home = co_await std::move(away);
-  if (!computing_) counters_.expert_wait_seconds += base::seconds(ctx_.now() - computed_at_);
+  if (jobs_ == 0) {
+    counters_.expert_wait_seconds += base::seconds(ctx_.now() - computed_at_);
+    computed_at_ = ctx_.now();
+  }
   co_return home;
 }
 

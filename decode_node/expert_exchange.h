@@ -18,7 +18,7 @@ using experts::cost_of_rows;
 
 class ExpertExchange final : public model::Site {
  public:
-  // All outlive the exchange. One pass at a time.
+  // All outlive the exchange.
   ExpertExchange(actor::Context& ctx, model::Engine& engine, const node::View& view,
                  Counters& counters, experts::Routes& routes)
       : ctx_(ctx),
@@ -30,6 +30,10 @@ class ExpertExchange final : public model::Site {
   base::Task<void> compute(std::function<void()> job, uint32_t rows) override;
   base::Task<bool> run_experts(uint32_t layer, model::Pass& pass) override;
   base::Task<void> look_up(model::Pass& pass) override;
+
+  // The passes of a step begin; several may be under way at once.
+  void begin_step() { computed_at_ = ctx_.now(); }
+  bool has_peers() const { return ready_ranks().size() > 1; }
 
   // From now on the ready ranks share the n-gram tables.
   void share_ngram() { lookup_.emplace(ctx_, engine_, proto::kDecode, counters_); }
@@ -49,8 +53,8 @@ class ExpertExchange final : public model::Site {
   // Owned state.
   experts::ExpertDispatch dispatch_;
   std::optional<lookup::NgramLookup> lookup_;  // where n-gram tables are shared
-  bool computing_ = false;                     // a job of the pass is out
-  base::Time computed_at_{};                   // when the last one came home
+  uint32_t jobs_ = 0;                          // of the step's passes, not done yet
+  base::Time computed_at_{};                   // when there was one last
 };
 
 }  // namespace decode

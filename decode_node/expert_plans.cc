@@ -182,7 +182,8 @@ Task<void> ExpertPlans::load_some(Context& ctx) {
   std::function<void()> job = [this, layer, &ids] {
     engine_->prepare_experts(model::LayerRange{layer, layer + 1}, ids);
   };
-  Task<void> run = ctx.offload(std::move(job), experts::cost_of_rows(0));
+  const actor::Turn turn = urgent_ == 0 ? actor::Turn::kBackground : actor::Turn::kOwn;
+  Task<void> run = ctx.offload(std::move(job), experts::cost_of_rows(0).at(turn));
   co_await std::move(run);
   const base::Duration took = ctx.now() - begin;
   for (const uint16_t id : ids) resident_[size_t{layer} * experts_ + id] = true;
@@ -202,7 +203,8 @@ Task<void> ExpertPlans::release_layer(Context& ctx) {
     resident_[at] = resident_[at] && wanted_[at];
   }
   std::function<void()> job = [this, layer, &keep] { engine_->keep_experts(layer, keep); };
-  Task<void> run = ctx.offload(std::move(job), experts::cost_of_rows(0));
+  Task<void> run =
+      ctx.offload(std::move(job), experts::cost_of_rows(0).at(actor::Turn::kBackground));
   co_await std::move(run);
   changed(ctx);
   if (!release_at_) co_return;  // the life is another

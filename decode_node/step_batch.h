@@ -19,6 +19,7 @@ class StepBatch {
   // The members stay as they are until the step is settled.
   void assemble(std::span<Sequence* const> members, model::KvPool& pool, const model::Shape& shape);
   model::Pass& pass() { return pass_; }
+  const model::Pass& pass() const { return pass_; }
 
   struct Next {
     bool finite = false;  // false: a numerical error in the first row; nothing was sampled

@@ -27,6 +27,30 @@ base::Blob pack_rows(const model::Pass& pass, const ExpertGroup& group, size_t h
   return base::Blob(std::move(bytes));
 }
 
+// Experts of this rank on rows of its own.
+class OwnRows final : public ExpertJob {
+ public:
+  OwnRows(model::Engine& engine, uint32_t layer, model::Pass& pass, const ExpertGroup& group)
+      : ExpertJob(engine, layer, std::as_bytes(std::span<const float>(pass.x)), group.rows,
+                  group.pair_rows, group.pair_experts),
+        hidden_(engine.shape().hidden),
+        pass_(pass),
+        group_(group) {}
+
+ protected:
+  void take(std::span<const float> out) override {
+    for (size_t pair = 0; pair < group_.slots.size(); ++pair) {
+      std::copy_n(out.data() + pair * hidden_, hidden_,
+                  pass_.expert_out.data() + group_.slots[pair] * hidden_);
+    }
+  }
+
+ private:
+  const size_t hidden_;
+  model::Pass& pass_;
+  const ExpertGroup& group_;
+};
+
 }  // namespace
 
 base::Task<bool> ExpertDispatch::run(uint32_t layer, model::Pass& pass, std::vector<NodeId> ranks) {
@@ -65,7 +89,10 @@ base::Task<bool> ExpertDispatch::run(uint32_t layer, model::Pass& pass, std::vec
     std::sort(slots.begin(), slots.end());
     counters_.expert_redispatched += slots.size();
   }
-  if (away) counters_.away_seconds += base::seconds(ctx_.now() - begin);
+  if (away) {
+    counters_.expert_layers += 1;
+    counters_.away_seconds += base::seconds(ctx_.now() - begin);
+  }
   co_return home;
 }
 
@@ -164,24 +191,10 @@ bool ExpertDispatch::bring_home(const actor::Incoming<proto::ExpertOut>& answer,
 
 base::Task<ExpertDispatch::Fate> ExpertDispatch::run_here(uint32_t layer, model::Pass& pass,
                                                           const ExpertGroup& group) {
-  std::function<void()> job = [this, layer, &pass, &group] {
-    const size_t hidden = engine_.shape().hidden;
-    std::vector<uint16_t> rows;
-    rows.reserve(group.pair_rows.size());
-    for (uint16_t row : group.pair_rows) rows.push_back(static_cast<uint16_t>(group.rows[row]));
-    std::vector<float> out(group.slots.size() * hidden);
-    engine_.experts(layer, pass.x, rows, group.pair_experts, out);
-    for (size_t pair = 0; pair < group.slots.size(); ++pair) {
-      std::copy_n(out.data() + pair * hidden, hidden,
-                  pass.expert_out.data() + group.slots[pair] * hidden);
-    }
-  };
-  const base::Time begin = ctx_.now();
-  base::Task<void> run = ctx_.offload(std::move(job), cost_of_rows(group.rows.size()));
-  co_await std::move(run);
-  counters_.expert_seconds += base::seconds(ctx_.now() - begin);
+  OwnRows job(engine_, layer, pass, group);
   LoadWindow* const window = routes_ != nullptr ? routes_->window() : nullptr;
-  if (window != nullptr) window->computed(layer, group.slots.size());
+  base::Task<void> run = job.compute(ctx_, actor::Turn::kOwn, counters_, window);
+  co_await std::move(run);
   co_return Fate::kHome;
 }
 

@@ -13,24 +13,11 @@
 #include "actor/context.h"
 #include "experts/dispatch_table.h"
 #include "experts/expert_groups.h"
+#include "experts/expert_job.h"
 #include "experts/load_window.h"
 #include "proto/experts.h"
 
 namespace experts {
-
-// What `rows` rows cost the simulated host in one job.
-inline actor::Cost cost_of_rows(size_t rows) { return {std::chrono::microseconds(20 + 2 * rows)}; }
-
-// For /metrics. Grows only.
-struct ExpertCounters {
-  uint64_t expert_rows_sent = 0, expert_rows_received = 0;
-  uint64_t expert_calls = 0, expert_redispatched = 0;  // calls to peers; pairs sent a second time
-  uint64_t corrupt = 0;  // messages whose bytes did not match their digest or shape
-  // Of own rows: packing and sending; until the last outputs of peers were here; bringing them
-  // home.
-  double dispatch_seconds = 0, away_seconds = 0, combine_seconds = 0;
-  double expert_seconds = 0;  // experts computed here for anybody, waiting for a thread included
-};
 
 // Where rows go, and who counts them.
 class Routes {

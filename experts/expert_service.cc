@@ -9,6 +9,29 @@
 
 namespace experts {
 
+namespace {
+
+// Experts of this rank on another's rows.
+class Question final : public ExpertJob {
+ public:
+  Question(model::Engine& engine, const actor::Incoming<proto::ExpertIn>& in)
+      : ExpertJob(engine, in->layer, in.blobs[0].view(), {}, in->pair_rows, in->pair_experts) {}
+  const proto::ExpertOut& reply() const { return reply_; }
+  const base::Blob& outputs() const { return outputs_; }
+
+ protected:
+  void take(std::span<const float> out) override {
+    outputs_ = base::Blob::of(out);
+    reply_.digest = base::hash128(outputs_.view());
+  }
+
+ private:
+  proto::ExpertOut reply_;
+  base::Blob outputs_;
+};
+
+}  // namespace
+
 bool is_sound(const actor::Incoming<proto::ExpertIn>& in, const model::Shape& shape,
               model::LayerRange layers) {
   const proto::ExpertIn& m = in.msg;
@@ -59,23 +82,13 @@ void ExpertService::answer(actor::Context& ctx, model::Engine* engine, model::La
 
 base::Task<void> ExpertService::run(actor::Context& ctx, model::Engine& engine,
                                     actor::Incoming<proto::ExpertIn> in) {
-  proto::ExpertOut reply;
-  base::Blobs blobs(1);
-  std::function<void()> job = [&engine, &in, &reply, &blobs] {
-    const std::vector<float> x = in.blobs[0].to_vector<float>();
-    std::vector<float> out(in.msg.pair_rows.size() * engine.shape().hidden);
-    engine.experts(in.msg.layer, x, in.msg.pair_rows, in.msg.pair_experts, out);
-    blobs[0] = base::Blob::of(std::span<const float>(out));
-    reply.digest = base::hash128(blobs[0].view());
-  };
-  const base::Time begin = ctx.now();
-  base::Task<void> run = ctx.offload(std::move(job), cost_of_rows(in.msg.rows));
+  Question job(engine, in);
+  base::Task<void> run = job.compute(ctx, actor::Turn::kAsked, counters_, window_);
   co_await std::move(run);
-  counters_.expert_seconds += base::seconds(ctx.now() - begin);
-  if (window_ != nullptr) window_->computed(in.msg.layer, in.msg.pair_rows.size());
   jobs_.erase({in.from, in.call});
   if (!can_be_trusted(ctx, engine)) co_return;  // who asked turns to another rank
-  ctx.reply(in, reply, std::move(blobs));
+  base::Blobs blobs(1, job.outputs());
+  ctx.reply(in, job.reply(), std::move(blobs));
 }
 
 }  // namespace experts

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "actor/context.h"
-#include "experts/expert_dispatch.h"
+#include "experts/expert_job.h"
 #include "model/engine.h"
 #include "proto/experts.h"
 

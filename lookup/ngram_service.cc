@@ -43,7 +43,8 @@ base::Task<void> NgramService::run(actor::Context& ctx, const model::NgramTables
     blobs[0] = base::Blob::of(std::span<const float>(values));
     reply.digest = base::hash128(blobs[0].view());
   };
-  base::Task<void> run = ctx.offload(std::move(job), cost_of_lookup(in.msg.ids.size()));
+  base::Task<void> run =
+      ctx.offload(std::move(job), cost_of_lookup(in.msg.ids.size()).at(actor::Turn::kAsked));
   co_await std::move(run);
   jobs_.erase({in.from, in.call});
   ctx.reply(in, reply, std::move(blobs));

@@ -114,7 +114,7 @@ Task<void> PrefillActor::scrub(Context& ctx, uint64_t of) {
     std::function<void()> job = [this] {
       engine_->scrub(engine_->weight_bytes() / kScrubParts + 1);
     };
-    Task<void> run = ctx.offload(std::move(job), cost_of_rows(0));
+    Task<void> run = ctx.offload(std::move(job), cost_of_rows(0).at(actor::Turn::kBackground));
     co_await std::move(run);
     scrubbing_ = false;
     if (!experts::can_be_trusted(ctx, *engine_)) co_return;

@@ -18,6 +18,7 @@ struct Settings {
   std::vector<uint32_t> ranks{8, 32, 128};
   uint32_t batch = 8;  // sequences a rank
   uint32_t steps = 12;
+  uint32_t micro_batches = 1;
   uint32_t layers = 4, of_layers = 38, experts = 768, topk = 12;
   double gigabytes = 400, teramadds = 20;       // of a host
   double link_gigabytes = 25, latency_us = 10;  // of a link, one way
@@ -81,6 +82,7 @@ Measured measure(const Settings& s, uint32_t ranks) {
   options.ranks = ranks;
   options.stores = 0;
   options.max_batch = s.batch;
+  options.micro_batches = s.micro_batches;
   options.network.latency_least = std::chrono::nanoseconds(int64_t(s.latency_us * 500));
   options.network.latency_mean = options.network.latency_least;
   // The oracle's rows are shorter than the model's: its link is slower by as much.
@@ -144,6 +146,8 @@ int main(int argc, char** argv) {
   app.add_option("--ranks", s.ranks, "numbers of ranks")->capture_default_str();
   app.add_option("--batch", s.batch, "sequences a rank")->capture_default_str();
   app.add_option("--steps", s.steps, "steps measured")->capture_default_str();
+  app.add_option("--micro-batches", s.micro_batches, "passes of a step under way at once")
+      ->capture_default_str();
   app.add_option("--layers", s.layers, "layers simulated")->capture_default_str();
   app.add_option("--bandwidth", s.gigabytes, "memory of a host, GB/s")->capture_default_str();
   app.add_option("--madds", s.teramadds, "int8 multiply-adds of a host, 10^12/s")

@@ -94,41 +94,79 @@ TEST(PendingCalls, ADestroyedEntryIsForgotten) {
   EXPECT_FALSE(calls.answer(number, NodeId{5}, Envelope{}));
 }
 
+ComputeJob job_of(uint64_t id, std::function<void()> run) {
+  return {.id = id, .run = std::move(run)};
+}
+
 TEST(ComputePool, RunsEveryJobOnceAndReportsIt) {
   std::atomic<int> ran{0};
   std::atomic<uint64_t> reported{0};
-  ComputePool pool(4, [&](uint64_t id) {
-    reported += id;
+  ComputePool pool(4, [&](const ComputePool::Ids& ids) {
+    for (const uint64_t id : ids) reported += id;
     reported.notify_all();
   });
-  for (uint64_t id = 1; id <= 100; ++id) pool.submit(id, [&] { ++ran; });
+  for (uint64_t id = 1; id <= 100; ++id) pool.submit(job_of(id, [&] { ++ran; }));
   for (uint64_t seen = 0; seen != 5050; seen = reported) reported.wait(seen);
   EXPECT_EQ(ran, 100);
 }
 
-TEST(ComputePool, AWithdrawnJobHasEndedOrNeverRuns) {
-  std::atomic<bool> release{false};
-  std::atomic<bool> begun{false};
-  std::atomic<int> ran{0};
-  ComputePool pool(1, [](uint64_t) {});
-  pool.submit(1, [&] {
+// Keeps the only thread of a pool until it is opened.
+struct Gate {
+  std::atomic<bool> begun{false}, open{false};
+  void pass() {
     begun = true;
     begun.notify_all();
-    release.wait(false);
+    open.wait(false);
+  }
+  void release() {
+    open = true;
+    open.notify_all();
+  }
+};
+
+TEST(ComputePool, AWithdrawnJobHasEndedOrNeverRuns) {
+  Gate gate;
+  std::atomic<int> ran{0};
+  ComputePool pool(1, [](const ComputePool::Ids&) {});
+  pool.submit(job_of(1, [&] {
+    gate.pass();
     ++ran;
-  });
-  pool.submit(2, [&] { ran += 100; });
-  begun.wait(false);
+  }));
+  pool.submit(job_of(2, [&] { ran += 100; }));
+  gate.begun.wait(false);
   pool.withdraw(2);  // still queued
-  std::thread opener([&] {
-    release = true;
-    release.notify_all();
-  });
+  std::thread opener([&] { gate.release(); });
   pool.withdraw(1);
   EXPECT_EQ(ran, 1);
   opener.join();
   pool.stop();
   EXPECT_EQ(ran, 1);
+}
+
+struct Joined final : JointJob {
+  explicit Joined(std::atomic<size_t>& all) : company(all) {}
+  void run(std::span<JointJob* const> all) override { company = all.size(); }
+  std::atomic<size_t>& company;
+};
+
+TEST(ComputePool, JobsThatWaitInCompanyRunTogetherAndAreReportedTogether) {
+  Gate gate;
+  std::atomic<size_t> company{0}, reported{0};
+  Joined a(company), b(company), c(company);
+  ComputePool pool(1, [&](const ComputePool::Ids& ids) {
+    if (ids.front() != 1) reported = ids.size();
+    reported.notify_all();
+  });
+  pool.submit(job_of(1, [&] { gate.pass(); }));
+  gate.begun.wait(false);
+  for (Joined* joined : {&a, &b, &c})
+    pool.submit({.id = 2, .joint = joined, .company = {.number = 7, .size = 1, .most = 3}});
+  gate.release();
+  reported.wait(0);
+  EXPECT_EQ(reported, 3u);
+  EXPECT_EQ(company, 3u);
+  EXPECT_GT(a.took.count(), 0);
+  EXPECT_EQ((b.took + c.took).count(), 0);
 }
 
 TEST(Inbox, KeepsTheOrderAndDropsAfterTheEnd) {

@@ -44,6 +44,7 @@ eplb_window = "10s"
 eplb_interval = "2m"
 eplb_min_gain = 0.1
 max_batch = 8
+micro_batches = 2
 mtp_steps = 3
 steps_per_schedule = 1
 kv_ram = "2GiB"
@@ -133,6 +134,7 @@ TEST(ClusterConfig, WhatIsNotOfferedIsRefusedByNameWithWhatIs) {
       {"[decode]\nkv_parallel = 4\n", "c.toml:2:15: decode.kv_parallel: 4 is not offered; only 1"},
       {"[decode]\neplb = \"sometimes\"\n", "c.toml:2:8: decode.eplb"},
       {"[decode]\neplb_min_gain = 2.0\n", "c.toml:2:17: decode.eplb_min_gain"},
+      {"[decode]\nmicro_batches = 3\n", "c.toml:2:17: decode.micro_batches"},
       {"[decode]\nmtp_steps = 17\n", "c.toml:2:13: decode.mtp_steps"},
       {"[decode]\nsteps_per_schedule = 2\n",
        "c.toml:2:22: decode.steps_per_schedule: 2 is not offered; only 1"},

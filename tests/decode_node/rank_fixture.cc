@@ -375,6 +375,8 @@ void RankTest::build(Setup setup) {
       config.kv_bytes = setup.kv_bytes;
       config.max_batch = setup.max_batch;
       config.mtp_steps = setup.mtp_steps;
+      config.micro_batches = setup.micro_batches;
+      config.micro_rows = setup.micro_rows;
       return std::make_unique<DecodeActor>(std::move(config));
     });
   }

@@ -120,6 +120,7 @@ class RankTest : public ::testing::Test {
     uint32_t ranks = 1;
     uint32_t max_batch = 8;
     uint64_t kv_bytes = 4u << 20;
+    uint32_t micro_batches = 1, micro_rows = 1;
     uint32_t mtp_steps = 0;  // oracle.mtp_steps offers them
     std::function<std::unique_ptr<model::Engine>()> make_engine = {};  // default: the oracle
   };

@@ -98,6 +98,26 @@ class ServiceActor final : public actor::Actor {
   const std::unique_ptr<model::Engine> engine_ = model::make_oracle_engine({});
 };
 
+// What a rank waits for stands still while it has nothing to compute: less with two passes.
+TEST_F(RankTest, TwoMicroBatchesGiveTheSameTokensAndWaitLess) {
+  double waits[2] = {}, calls[2] = {};
+  for (const uint32_t passes : {1u, 2u}) {
+    SCOPED_TRACE(passes);
+    build({.ranks = 2, .micro_batches = passes});
+    for (Request& request : mixed_requests(16)) submit_at(kReady, std::move(request));
+    ASSERT_TRUE(run(60s));
+    for (uint32_t id = 1; id <= 16; ++id) expect_oracle_tokens(id);
+    for (uint32_t i = 0; i < 2; ++i) {
+      const Counters& counters = rank(i).counters();
+      waits[passes - 1] += counters.expert_wait_seconds / counters.step_seconds / 2;
+      calls[passes - 1] += static_cast<double>(counters.expert_calls);
+    }
+    expect_idle(2);
+  }
+  EXPECT_LT(waits[1], waits[0]);
+  EXPECT_GT(calls[1], 1.3 * calls[0]);
+}
+
 class Asker final : public actor::Actor {
  public:
   void start(Context& ctx) override {
@@ -139,6 +159,11 @@ TEST(ExpertServiceOnAHost, ARepeatedQuestionIsComputedOnceAndTheirNumberIsBounde
   EXPECT_EQ(service.counters.expert_rows_received, experts::ExpertService::kJobsMost);
   sim.run_for(1s);
   EXPECT_EQ(service.service.computing(), 0u);
+
+  // The first began alone, the others waited and were done together.
+  EXPECT_EQ(service.counters.expert_jobs, experts::ExpertService::kJobsMost);
+  EXPECT_EQ(service.counters.expert_batches, 2u);
+  EXPECT_EQ(service.counters.expert_pairs, 2 * experts::ExpertService::kJobsMost);
 
   const std::vector<float> x(8, 3.0f);
   std::vector<float> expected(16);

@@ -215,6 +215,7 @@ RunResult run(const RunOptions& options) {
   cluster_options.stores = script->stores;
   cluster_options.sequence_ranks = script->sequence_ranks;
   cluster_options.mtp_steps = script->mtp_steps;
+  cluster_options.micro_batches = 1 + static_cast<uint32_t>(options.seed / 2 % 2);
   cluster_options.share_experts = options.seed % 3 != 0;
   if (script->rebalance) {
     cluster_options.ranks = 3;

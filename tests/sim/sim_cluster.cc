@@ -144,6 +144,8 @@ void SimCluster::add_nodes(const ClusterOptions& options, model::Engine& engine)
       config.max_batch = options.max_batch;
       config.share_ngram = options.share_ngram;
       config.mtp_steps = options.mtp_steps;
+      config.micro_batches = options.micro_batches;
+      config.micro_rows = options.micro_rows;
       config.experts.on = options.eplb || options.redundant_experts > 0;
       config.experts.window = std::chrono::milliseconds(kWindowMs);
       return std::make_unique<decode::DecodeActor>(std::move(config));

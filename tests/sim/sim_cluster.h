@@ -27,7 +27,8 @@ struct ClusterOptions {
   uint32_t stages = 2, sequence_ranks = 1, ranks = 2, stores = 1;
   uint32_t chunk_tokens = 16, max_batch = 8;
   bool dynamic_chunks = false, share_experts = false, share_ngram = false;
-  uint32_t mtp_steps = 0;  // of the decode ranks; the engine must offer them
+  uint32_t mtp_steps = 0;                      // of the decode ranks; the engine must offer them
+  uint32_t micro_batches = 1, micro_rows = 1;  // of the decode ranks
   uint32_t redundant_experts = 0;
   bool eplb = false;  // with window and interval of seconds
   uint64_t kv_bytes = 32u << 20;

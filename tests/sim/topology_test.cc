@@ -93,6 +93,7 @@ TEST_P(ExpertParallelTest, GivesTheTokensOfTheReferenceColdAndWarm) {
   options.stages = 1;
   std::tie(options.ranks, options.redundant_experts) = GetParam();
   options.eplb = options.redundant_experts > 0;
+  options.micro_batches = 2;
   options.chunk_tokens = 64;
   expect_the_tokens_of_the_reference(options);
 }
@@ -141,6 +142,7 @@ TEST_P(DraftsTest, GiveTheTokensOfTheReferenceColdAndWarm) {
   std::tie(options.stages, options.sequence_ranks, options.ranks, options.chunk_tokens,
            options.max_batch) = GetParam();
   options.mtp_steps = 3;
+  options.micro_batches = 2;
   expect_the_tokens_of_the_reference(options);
 }
 
