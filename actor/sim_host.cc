@@ -209,6 +209,15 @@ void SimHost::clog(const std::string& from, const std::string& to, Duration d) {
   until = std::max(until, now_ + d);
 }
 
+void SimHost::throttle(const std::string& from, const std::string& to, double bytes_per_second) {
+  const State::Pair pair{state_->node(from).index, state_->node(to).index};
+  if (bytes_per_second > 0) {
+    state_->limits[pair] = bytes_per_second;
+  } else {
+    state_->limits.erase(pair);
+  }
+}
+
 void SimHost::at(Duration after_start, std::function<void()> run) {
   state_->events.add(std::max(now_, Time(after_start)), std::move(run));
 }

@@ -75,6 +75,9 @@ class SimHost {
   void partition(const std::set<std::string>& side, Duration d);  // side | the rest, both ways
   void cut(const std::string& from, const std::string& to, Duration d);   // one way
   void clog(const std::string& from, const std::string& to, Duration d);  // delivered after d
+  // One way, from now on, whatever the network's own rate; 0: at that again. What is on its way is
+  // not hurried.
+  void throttle(const std::string& from, const std::string& to, double bytes_per_second);
   SimNetwork& network() { return options_.network; }
 
   // --- running

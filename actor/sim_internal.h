@@ -89,6 +89,7 @@ struct SimHost::State {
   };
   std::vector<Partition> partitions;
   std::map<Pair, Time> cuts, clogs;   // until
+  std::map<Pair, double> limits;      // bytes per second
   std::map<Pair, Time> line_free;     // when the bytes sent so far have left
   std::map<Pair, Time> last_arrival;  // order is kept per pair
   base::Rng network_rng, compute_rng;

@@ -70,7 +70,9 @@ void SimHost::State::send(Node& from, Node* to, SimWire wire) {
     }
   }
   const Pair pair{from.index, to->index};
-  const double seconds = static_cast<double>(wire.size()) / network.bytes_per_second;
+  const auto throttled = limits.find(pair);
+  const double rate = throttled != limits.end() ? throttled->second : network.bytes_per_second;
+  const double seconds = static_cast<double>(wire.size()) / rate;
   Time& line = line_free[pair];
   line = std::max(line, host.now_) + Duration(static_cast<int64_t>(seconds * 1e9));
   Time arrival = line + network.latency_least + exponential(network.latency_mean);

@@ -89,6 +89,7 @@ Task<void> RequestRun::ask_rank(RunServices& services, NodeId rank, proto::Reser
   }
   if (ok) {
     run->attempt_.credits = std::max(answer->msg.credits, 1u);
+    run->attempt_.held_blocks = answer->msg.held_blocks;
     run->wake();
     co_return;
   }

@@ -160,6 +160,7 @@ Task<void> RequestRun::start_prefill() {
   message.decode = attempt_.placement->decode;
   message.credits = *attempt_.credits;
   message.cached_blocks = attempt_.cached_blocks;
+  message.held_blocks = attempt_.held_blocks;
   message.block_keys = block_keys_;
   message.block_root = block_root_;
   message.space = facts_.space;

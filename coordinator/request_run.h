@@ -131,6 +131,7 @@ class RequestRun {
     std::vector<NodeId> leases;       // stores that may hold one
     uint32_t cached_blocks = 0;       // to be loaded
     std::optional<uint32_t> credits;  // the reservation's answer
+    uint32_t held_blocks = 0;         // of it
     uint32_t starts_open = 0;         // stages that have not answered
     bool token_seen = false;          // then the stages have done their part
     bool over = false;                // cancelled, or the request ended

@@ -289,6 +289,10 @@ std::vector<NodeId> RequestTable::shunned() const {
     if (times.size() == kCutOffs && ctx_.now() - times.front() < kCutOffWindow)
       ranks.push_back(rank);
   }
+  for (uint32_t stage = 0; stage < membership_.options().stages; ++stage) {
+    for (const Member* member : membership_.ready_in_stage(stage))
+      ranks.insert(ranks.end(), member->beat.slow_ranks.begin(), member->beat.slow_ranks.end());
+  }
   return ranks;
 }
 

@@ -34,10 +34,8 @@ void BlockOffers::offer(actor::Context& ctx, Sequence& sequence, model::KvPool& 
     if (!outbox_.has_room(layers * pool.entry_bytes())) continue;
     const base::NodeId store = sites_.of(base::group_key(keys, at)).front();
     for (uint32_t layer = 0; layer < layers; ++layer) {
-      base::Bytes rows(pool.entry_bytes());
-      model::copy_slots_out(kv, shape, layer, at * kBlockTokens, kBlockTokens, rows.data());
-      outbox_.push(ctx, store, node::describe(chain, at, layer, layers),
-                   base::Blob(std::move(rows)));
+      base::Blob rows = model::slots_of(kv, shape, layer, at * kBlockTokens, kBlockTokens);
+      outbox_.push(ctx, store, node::describe(chain, at, layer, layers), std::move(rows));
     }
   }
 }

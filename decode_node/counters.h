@@ -23,6 +23,7 @@ struct Counters : experts::ExpertCounters, lookup::NgramCounters {
   double step_seconds_loading = 0;
   uint64_t experts_loaded = 0;
   uint64_t kv_rows_received = 0;
+  uint64_t kv_rows_held = 0;      // of reservations, here already: nobody shipped them
   uint64_t stale = 0;             // messages of attempts that ended or were overtaken
   uint64_t numerical_faults = 0;  // rows that ceased to be finite
   uint64_t attempts_failed = 0;   // told to the coordinator

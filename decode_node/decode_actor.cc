@@ -146,13 +146,20 @@ Outcome DecodeActor::absent(const SequenceKey& key) {
 void DecodeActor::on(Context& ctx, const Incoming<proto::ReserveKv>& in) {
   proto::KvReserved reply;
   reply.outcome = Outcome::kNoRoom;
+  const bool again = table_.find({in->request, in->attempt}) != nullptr;
   if (membership_.state() == proto::NodeState::kReady) {
     reply.outcome = table_.reserve(in.msg, ctx.now());
   }
   Sequence* sequence = table_.find({in->request, in->attempt});
   if (sequence != nullptr && grammars_.must_compile(*sequence))
     ctx.spawn(compile(ctx, sequence->sampling.grammar));
-  if (reply.outcome == Outcome::kOk) reply.credits = kCredits;
+  if (reply.outcome == Outcome::kOk) {
+    reply.credits = kCredits;
+    reply.held_blocks = sequence->held_blocks;
+    if (!again)
+      counters_.kv_rows_held +=
+          uint64_t{reply.held_blocks} * model::kBlockTokens * config_.shape.kv_layers();
+  }
   if (reply.outcome == Outcome::kCorrupt) {
     ctx.log(Level::kWarn, "kv.reserve.refused", {{"request", in->request.value}});
   }

@@ -50,6 +50,7 @@ void DecodeActor::fill(proto::Heartbeat& beat) {
   count("experts_resident", static_cast<double>(plans_.resident()));
   count("expert_epoch", static_cast<double>(plans_.epoch()));
   count("kv_rows_received_total", static_cast<double>(c.kv_rows_received));
+  count("kv_rows_held_total", static_cast<double>(c.kv_rows_held));
   count("store_entries_put_total", static_cast<double>(offers_.counters().stored));
   count("store_entries_dropped_total", static_cast<double>(offers_.counters().dropped));
   count("transport_corrupt_total", static_cast<double>(c.corrupt + c.ngram_corrupt));

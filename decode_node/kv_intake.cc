@@ -6,6 +6,16 @@
 
 namespace decode {
 
+KvIntake::KvIntake(uint32_t layers, uint32_t tokens,
+                   const std::function<uint32_t(uint32_t)>& first_of)
+    : tokens_(tokens), layers_(layers) {
+  for (uint32_t layer = 0; layer < layers; ++layer) {
+    const uint32_t first = first_of(layer);
+    CHECK(first <= tokens, "rows up to {} are here of {} tokens", first, tokens);
+    layers_[layer].first = layers_[layer].tokens = first;
+  }
+}
+
 KvIntake::Range KvIntake::classify(uint32_t layer, uint32_t begin, uint32_t count,
                                    const base::Hash128& digest) const {
   if (layer >= layers_.size() || count == 0 || begin >= tokens_ || count > tokens_ - begin) {
@@ -13,6 +23,7 @@ KvIntake::Range KvIntake::classify(uint32_t layer, uint32_t begin, uint32_t coun
   }
   const Layer& rows = layers_[layer];
   if (rows.committed) return Range::kDuplicate;
+  if (begin < rows.first) return Range::kConflict;
   const auto next = rows.ranges.lower_bound(begin);
   if (next != rows.ranges.end()) {
     if (next->first == begin) {

@@ -1,11 +1,13 @@
 // KvIntake: what has arrived of one reservation's KV. Token ranges per layer with their digests,
 // then the stages' commits; it holds no KV itself and knows no messages but the commit.
 //
-// A layer is complete when its ranges cover all tokens; ranges of a layer never overlap. A
+// A layer is complete when its ranges cover all tokens from its first one on, those before being
+// here already; ranges of a layer never overlap. A
 // committed layer's chain equals what its stage sent, so its ranges are forgotten and every further
 // range of it is a repetition.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <vector>
 
@@ -17,7 +19,10 @@ namespace decode {
 class KvIntake {
  public:
   KvIntake() = default;
-  KvIntake(uint32_t layers, uint32_t tokens) : tokens_(tokens), layers_(layers) {}
+  // `first_of(layer)`: the first token whose row is to arrive, at most `tokens`.
+  KvIntake(
+      uint32_t layers, uint32_t tokens,
+      const std::function<uint32_t(uint32_t)>& first_of = [](uint32_t) { return 0u; });
 
   enum class Range : uint8_t {
     kNew,        // take the rows in, then received()
@@ -47,7 +52,8 @@ class KvIntake {
   };
   struct Layer {
     std::map<uint32_t, Rows> ranges;  // by first token
-    uint32_t tokens = 0;              // in them
+    uint32_t first = 0;               // token to arrive
+    uint32_t tokens = 0;              // that are here: those before it, and in the ranges
     bool committed = false;
     base::Hash128 chain;  // once committed
   };

@@ -30,7 +30,9 @@ struct Sequence {
   base::Sampling sampling;
   uint32_t most_emitted = 0;  // min(max_tokens, what the context leaves)
   std::vector<model::BlockId> blocks;
-  base::Hash128 block_root, space;        // of the names of its blocks; zero: not to be stored
+  uint32_t held_blocks = 0;  // leading ones that another sequence had filled before (held_blocks.h)
+  uint32_t final_blocks = 0;        // leading ones in which no row of any layer is written any more
+  base::Hash128 block_root, space;  // of the names of its blocks; zero: not to be stored
   std::vector<base::Hash128> block_keys;  // of the full blocks, as far as they were needed
   uint32_t stored_blocks = 0;             // leading ones that were offered, here or by prefill
   KvIntake intake;

@@ -4,6 +4,8 @@
 #include <limits>
 
 #include "base/check.h"
+#include "decode_node/drafter.h"
+#include "model/draft_slots.h"
 #include "model/sampler.h"
 
 namespace decode {
@@ -46,8 +48,11 @@ Outcome SequenceTable::reserve(const proto::ReserveKv& m, Time now) {
   if (sequences_.size() >= options_.max_sequences) return Outcome::kNoRoom;
 
   const uint32_t most = std::min(m.sampling.max_tokens, shape_.max_context - m.prompt_tokens);
-  auto blocks = pool_.allocate(model::KvPool::blocks_for(m.prompt_tokens + most));
+  const std::span<const model::BlockId> held = held_blocks(m);
+  const auto own = model::KvPool::blocks_for(m.prompt_tokens + most) - held.size();
+  auto blocks = pool_.allocate(static_cast<uint32_t>(own));
   if (!blocks) return Outcome::kNoRoom;
+  shared_.share(held);
 
   constexpr uint64_t kDeadlineMostMs = 7ull * 24 * 3600 * 1000;
   const std::chrono::milliseconds allowed(std::min(m.deadline_ms, kDeadlineMostMs));
@@ -56,17 +61,33 @@ Outcome SequenceTable::reserve(const proto::ReserveKv& m, Time now) {
   sequence->prompt_tokens = m.prompt_tokens;
   sequence->sampling = proto::from_wire(m.sampling);
   sequence->most_emitted = most;
-  sequence->blocks = std::move(*blocks);
+  sequence->held_blocks = sequence->final_blocks = static_cast<uint32_t>(held.size());
+  sequence->blocks.assign(held.begin(), held.end());
+  sequence->blocks.insert(sequence->blocks.end(), blocks->begin(), blocks->end());
   sequence->block_root = m.block_root;
   sequence->space = m.space;
   sequence->stored_blocks = static_cast<uint32_t>(m.tokens.size()) / model::kBlockTokens;
-  sequence->intake = KvIntake(shape_.kv_layers(), static_cast<uint32_t>(m.tokens.size()));
+  sequence->intake = KvIntake(
+      shape_.kv_layers(), static_cast<uint32_t>(m.tokens.size()),
+      [&](uint32_t layer) { return model::slots_in_blocks(shape_, layer, sequence->held_blocks); });
   sequence->deadline = now + allowed;
   sequence->heard = now;
   sequence->tokens.reserve(m.prompt_tokens + most);
   sequence->tokens.assign(m.tokens.begin(), m.tokens.end());
   sequences_.emplace(key, std::move(sequence));
   return Outcome::kOk;
+}
+
+std::span<const model::BlockId> SequenceTable::held_blocks(const proto::ReserveKv& m) const {
+  const uint32_t most = model::blocks_in_slots(shape_, static_cast<uint32_t>(m.tokens.size()));
+  std::span<const model::BlockId> held;
+  for (const auto& [key, sequence] : sequences_) {
+    if (held.size() == most) break;
+    if (sequence->doomed) continue;
+    const uint32_t common = common_blocks(*sequence, m, shape_);
+    if (common > held.size()) held = std::span(sequence->blocks).first(common);
+  }
+  return held;
 }
 
 Sequence* SequenceTable::find(const SequenceKey& key) {
@@ -86,6 +107,8 @@ Outcome SequenceTable::absent(const SequenceKey& key) const {
 void SequenceTable::admit(Sequence& sequence) {
   CHECK(sequence.ticket == 0 && !sequence.doomed, "an attempt is admitted once");
   sequence.ticket = ++tickets_;
+  const auto tokens = static_cast<uint32_t>(sequence.tokens.size());  // all have KV
+  sequence.final_blocks = model::blocks_in_slots(shape_, tokens);
   running_.emplace(sequence.ticket, &sequence);
 }
 
@@ -108,7 +131,7 @@ void SequenceTable::drop(Sequence& sequence) {
     ++doomed_;
     return;
   }
-  pool_.release(sequence.blocks);
+  shared_.release(sequence.blocks);
   const SequenceKey key = sequence.key;
   sequences_.erase(key);
 }
@@ -158,9 +181,10 @@ const std::vector<Sequence*>& SequenceTable::next_batch() {
 void SequenceTable::end_step() {
   for (Sequence* sequence : batch_) {
     sequence->in_step = false;
+    sequence->final_blocks = model::blocks_in_slots(shape_, final_slots(*sequence));
     if (!sequence->doomed) continue;
     --doomed_;
-    pool_.release(sequence->blocks);
+    shared_.release(sequence->blocks);
     const SequenceKey key = sequence->key;
     sequences_.erase(key);
   }

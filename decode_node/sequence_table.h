@@ -4,6 +4,7 @@
 // Invariants
 // 1. A sequence's blocks are taken from reserve() to its end, and given back once: at once, or, if
 //    it is in the step under way, by end_step(): the step may still read and write them.
+//    A block may be of several sequences: those in which nobody writes any more (held_blocks.h).
 // 2. Of one request at most one attempt is alive (not doomed), the highest heard of.
 // 3. Ended attempts are remembered (the last kEndedMost requests), so that late messages of them
 //    are recognised as stale and a late reservation does not come to life.
@@ -13,6 +14,7 @@
 #include <memory>
 #include <vector>
 
+#include "decode_node/held_blocks.h"
 #include "decode_node/sequence.h"
 #include "model/engine.h"
 #include "proto/request.h"
@@ -70,6 +72,8 @@ class SequenceTable {
 
  private:
   bool plausible(const proto::ReserveKv& message) const;
+  // Leading blocks of a living sequence that begins like this one, as many as there are.
+  std::span<const model::BlockId> held_blocks(const proto::ReserveKv& message) const;
   void remember(const SequenceKey& key);
   void drop(Sequence& sequence);
 
@@ -78,6 +82,7 @@ class SequenceTable {
   const Options options_;
   // Owned state.
   model::KvPool pool_;
+  SharedBlocks shared_{pool_};
   std::map<SequenceKey, std::unique_ptr<Sequence>> sequences_;
   std::map<uint64_t, Sequence*> running_;  // by ticket; not the doomed ones
   std::vector<Sequence*> batch_;

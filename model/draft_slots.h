@@ -4,13 +4,21 @@
 // known when its tokens are, and those of a block when the block's are. Slot 0 there is zero, and
 // so is in every slot the place of attention 1, which the block has none of.
 #pragma once
+#include "base/bytes.h"
 #include "model/engine.h"
 
 namespace model {
 
+// How many leading slots of a layer have their row in the first `blocks` blocks.
+uint32_t slots_in_blocks(const Shape& shape, uint32_t layer, uint32_t blocks);
+// How many leading blocks have all their rows, in every layer, in the first `slots` slots: with a
+// drafting block the last row of a block is the first slot of the next.
+uint32_t blocks_in_slots(const Shape& shape, uint32_t slots);
 // Slots [begin, begin + count) of a layer, packed. out / in: count × shape.kv_row_bytes.
 void copy_slots_out(const KvView& kv, const Shape& shape, uint32_t layer, uint32_t begin,
                     uint32_t count, std::byte* out);
+base::Blob slots_of(const KvView& kv, const Shape& shape, uint32_t layer, uint32_t begin,
+                    uint32_t count);
 void copy_slots_in(const KvView& kv, const Shape& shape, uint32_t layer, uint32_t begin,
                    uint32_t count, const std::byte* in);
 

@@ -139,8 +139,12 @@ void LocalIndex::derive(uint32_t layer, IndexScratch& s) const {
   s.stale.clear();
   for (uint32_t i = 0; i < s.sequences.size(); ++i) {
     const uint32_t full = s.sequences[i].end / kBlockTokens;
-    for (uint32_t block = 0; block < full; ++block)
-      if (derived(layer, s.sequences[i], block).ready == 0) s.stale.emplace_back(i, block);
+    for (uint32_t block = 0; block < full; ++block) {
+      const KvPool::Derived own = derived(layer, s.sequences[i], block);
+      if (own.ready != 0) continue;
+      own.ready = 1;  // below; a block that several sequences share is one thread's
+      s.stale.emplace_back(i, block);
+    }
   }
   compute_.threads.run(static_cast<uint32_t>(s.stale.size()), [&](uint32_t task) {
     const auto [i, block] = s.stale[task];
@@ -148,7 +152,6 @@ void LocalIndex::derive(uint32_t layer, IndexScratch& s) const {
     auto* mean = reinterpret_cast<float*>(own.data);
     std::fill_n(mean, dim_, 0.0f);
     pack_block(layer, s.sequences[i], block, own.data + mean_bytes(), mean);
-    own.ready = 1;
   });
   if (s.partial.bytes() < s.sequences.size() * panel_bytes())
     s.partial = AlignedBuffer(s.sequences.size() * panel_bytes());

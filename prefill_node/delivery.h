@@ -21,6 +21,8 @@ class Party {
   virtual void failed(base::Error error, bool without_cache) = 0;
   // A node that lives, as far as the coordinator knows, has answered nothing for long.
   virtual void unreachable(base::NodeId node) = 0;
+  // Told now and then while something that was sent to the node is not acknowledged.
+  virtual void waits_for(base::NodeId node) = 0;
 };
 
 inline constexpr base::Duration kTryAgain = std::chrono::milliseconds(20);

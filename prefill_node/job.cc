@@ -14,6 +14,9 @@ namespace {
 
 using model::kBlockTokens;
 constexpr uint64_t kDeadlineMost_ms = 24ull * 3600 * 1000;
+constexpr base::Duration kLate = KvShipper::kListen;  // after the last chunk
+constexpr base::Duration kMovesAfter = std::chrono::seconds(2);
+constexpr uint32_t kMovesMost = 3;  // attempts that a slow link may end
 
 // Stage and rank in it follow from the place among start.stages.
 uint32_t place_of(const proto::StartPrefill& start, base::NodeId self) {
@@ -33,7 +36,8 @@ bool plausible_chain(const proto::StartPrefill& start, base::NodeId self) {
 KvShipper::Facts shipper_facts(const JobKey& key, const proto::StartPrefill& start,
                                const StageFacts& facts, const model::KvView& kv) {
   const Address decode{start.decode, proto::kDecode};
-  return {key, decode, std::max(start.credits, 1u), facts.layers, kv, facts.shape};
+  return {key, decode,      std::max(start.credits, 1u), facts.layers,
+          kv,  facts.shape, start.held_blocks,           facts.links};
 }
 
 }  // namespace
@@ -46,6 +50,7 @@ bool Job::plausible(const proto::StartPrefill& start, const model::Shape& shape,
          std::ranges::all_of(start.tokens, known) && plausible_chain(start, self) && start.decode &&
          start.cached_blocks <= start.block_keys.size() &&
          size_t{start.cached_blocks} * kBlockTokens < tokens &&
+         start.held_blocks <= model::blocks_in_slots(shape, static_cast<uint32_t>(tokens)) &&
          (start.cached_blocks == 0 || start.store || !start.sources.empty()) &&
          proto::plausible(start.sampling);
 }
@@ -113,6 +118,21 @@ Task<void> Job::watch_deadline() {
 void Job::unreachable(base::NodeId node) {
   base::Error error{base::Code::kUnavailable, "the decode rank does not answer this stage"};
   facts_.owner.job_failed(*this, std::move(error), /*without_cache=*/false, node);
+}
+
+// Its rank may be reached too slowly. An attempt that keeps coming back there has nowhere else to
+// go: it is left alone.
+void Job::waits_for(base::NodeId rank) {
+  const base::Time now = facts_.ctx.now();
+  if (!computed() || now - computed_at_ < kLate) return;
+  if (facts_.links.late(rank, now)) {
+    ++facts_.counters.links_slow;
+    facts_.ctx.log(base::Level::kInfo, "kv.link.slow", {{"rank", rank.value}});
+  }
+  const bool moves = key_.attempt <= kMovesMost && now - computed_at_ >= kMovesAfter;
+  if (!moves || !facts_.links.rests(rank, now) || !facts_.links.has_better(rank, now)) return;
+  base::Error error{base::Code::kUnavailable, "KV reaches the decode rank too slowly"};
+  facts_.owner.job_failed(*this, std::move(error), /*without_cache=*/false, rank);
 }
 
 proto::Outcome Job::accept(const proto::StageInput& input, const base::Blob& rows) {
@@ -244,12 +264,11 @@ void Job::offer_to_store(uint32_t layer, uint32_t slots) {
     const size_t size = facts_.pool.entry_bytes();
     const auto stores = sites.of(base::group_key(start_.block_keys, offered));
     if (stores.empty() || !facts_.outbox.has_room(size)) continue;
-    base::Bytes bytes(size);
-    model::copy_slots_out(kv_, facts_.shape, layer, offered * kBlockTokens, kBlockTokens,
-                          bytes.data());
+    base::Blob rows =
+        model::slots_of(kv_, facts_.shape, layer, offered * kBlockTokens, kBlockTokens);
     facts_.outbox.push(facts_.ctx, stores.front(),
                        node::describe(chain(), offered, layer, facts_.shape.kv_layers()),
-                       base::Blob(std::move(bytes)));
+                       std::move(rows));
   }
 }
 

@@ -12,6 +12,7 @@
 #include "prefill_node/chunk_plan.h"
 #include "prefill_node/draft_rows.h"
 #include "prefill_node/kv_shipper.h"
+#include "prefill_node/link_watch.h"
 #include "prefill_node/sequence_exchange.h"
 #include "prefill_node/stage_inputs.h"
 #include "prefill_node/stage_sender.h"
@@ -32,6 +33,7 @@ class JobOwner {
 };
 
 struct JobCounters {
+  uint64_t links_slow = 0;      // times that a link was found slow
   base::Duration kv_exposed{};  // from the end of a job's compute until its KV was acknowledged
 };
 
@@ -50,6 +52,7 @@ struct StageFacts {
   JobCounters& counters;
   ExchangeCounters& exchanged;
   const base::Result<grammar::Vocabulary>& vocabulary;  // of constrained requests
+  LinkWatch& links;
 };
 
 class Job final : private Party {
@@ -121,6 +124,7 @@ class Job final : private Party {
     facts_.owner.job_failed(*this, std::move(error), without_cache, {});
   }
   void unreachable(base::NodeId node) override;
+  void waits_for(base::NodeId rank) override;
   Task<void> watch_deadline();
   // Null without a grammar, or where refused_ says why.
   std::unique_ptr<grammar::Grammar> compile_grammar();

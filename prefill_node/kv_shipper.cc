@@ -1,5 +1,6 @@
 #include "prefill_node/kv_shipper.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/check.h"
@@ -8,18 +9,23 @@
 namespace prefill {
 
 void KvShipper::push(uint32_t layer, uint32_t begin, uint32_t count) {
-  waiting_.push_back({layer, begin, count});
+  const uint32_t end = begin + count;
+  begin = std::max(begin, first_slot(layer));
+  if (begin >= end) return;
+  waiting_.push_back({layer, begin, end - begin});
   pump();
+}
+
+uint32_t KvShipper::first_slot(uint32_t layer) const {
+  return model::slots_in_blocks(facts_.shape, layer, facts_.held_blocks);
 }
 
 void KvShipper::pump() {
   while (!party_.over() && !waiting_.empty() && unacknowledged_ < facts_.credits) {
     const Piece piece = waiting_.front();
     waiting_.pop_front();
-    base::Bytes bytes(static_cast<size_t>(piece.count) * facts_.kv.pool->row_bytes());
-    model::copy_slots_out(facts_.kv, facts_.shape, piece.layer, piece.begin, piece.count,
-                          bytes.data());
-    base::Blob rows(std::move(bytes));
+    base::Blob rows =
+        model::slots_of(facts_.kv, facts_.shape, piece.layer, piece.begin, piece.count);
 
     proto::KvLayer message;
     message.request = facts_.key.request;
@@ -47,22 +53,27 @@ Task<void> KvShipper::count_silence() {
   while (!party_.over() && (unacknowledged_ > 0 || (committing_ && !committed_))) {
     Task<void> pause = ctx_.sleep(kListen);
     co_await std::move(pause);
-    if (!party_.over() && ++silent_ > kSilentMost) {
+    if (party_.over()) co_return;
+    if (++silent_ > kSilentMost) {
       party_.unreachable(facts_.decode.node);
       co_return;
     }
+    party_.waits_for(facts_.decode.node);
   }
   listening_ = false;
 }
 
 Task<void> KvShipper::ship(proto::KvLayer message, base::Blob rows) {
   base::Blobs blobs(1, std::move(rows));
-  DeliveryOptions options{"kv.layer"};
+  const base::NodeId rank = facts_.decode.node;
+  const base::Time begun = ctx_.now();
+  DeliveryOptions options{"kv.layer", facts_.links.retry(rank)};
   options.counters = &counters_;
   Task<bool> delivery = deliver<proto::KvAck>(ctx_, party_, facts_.decode, std::move(message),
                                               std::move(blobs), options);
   const bool taken = co_await std::move(delivery);
   if (!taken) co_return;
+  facts_.links.acknowledged(rank, ctx_.now() - begun);
   --unacknowledged_;
   silent_ = 0;
   pump();

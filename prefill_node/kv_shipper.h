@@ -1,6 +1,7 @@
 // KvShipper: carries the KV rows of one job to its decode rank, as soon as they are final, with at
 // most `credits` messages unacknowledged; then the commit. Rows are copied out of the pool when
-// they leave: what waits for a credit is two numbers.
+// they leave: what waits for a credit is three numbers. Rows of the leading blocks that the rank
+// holds stay here; digests are chained from the first row that leaves.
 #pragma once
 #include <deque>
 #include <map>
@@ -9,6 +10,7 @@
 #include "model/engine.h"
 #include "prefill_node/delivery.h"
 #include "prefill_node/job_key.h"
+#include "prefill_node/link_watch.h"
 #include "prefill_node/task_set.h"
 
 namespace prefill {
@@ -32,6 +34,8 @@ class KvShipper {
     model::LayerRange layers;
     model::KvView kv;  // outlives the shipper's tasks, or the party is over
     const model::Shape& shape;
+    uint32_t held_blocks;  // leading ones that the rank has
+    LinkWatch& links;
   };
   KvShipper(Context& ctx, Party& party, Facts facts, ShipperCounters& counters)
       : ctx_(ctx),
@@ -40,7 +44,7 @@ class KvShipper {
         counters_(counters),
         digests_(facts_.layers.count()) {}
 
-  // The rows (slots: draft_slots.h) are final.
+  // The rows (slots: draft_slots.h) are final. Those before the first one to ship stay.
   void push(uint32_t layer, uint32_t begin, uint32_t count);
   // Fills layers and digests; `blobs` go along. REQUIRES: idle(), all rows pushed. moved() when it
   // was taken.
@@ -54,6 +58,7 @@ class KvShipper {
   struct Piece {
     uint32_t layer, begin, count;
   };
+  uint32_t first_slot(uint32_t layer) const;  // to ship
   void pump();
   Task<void> ship(proto::KvLayer message, base::Blob rows);
   Task<void> send_commit(proto::KvCommit commit, base::Blobs blobs);

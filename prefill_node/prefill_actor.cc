@@ -125,6 +125,7 @@ void PrefillActor::view_changed(Context&, const node::View& view) {
   std::vector<Job*> broken;
   for (const auto& [id, entry] : seen_) {
     if (view.has(id)) continue;
+    links_.forget(id);
     for (const auto& [key, job] : jobs_) {
       if (job->involves(id)) broken.push_back(job.get());
     }
@@ -142,6 +143,7 @@ void PrefillActor::life_lost(Context&) {
   ++loads_;
   while (!jobs_.empty()) remove(*jobs_.begin()->second);
   ended_.clear();
+  links_ = {};
   outbox_.clear();
   seen_.clear();
   note_state();
@@ -158,6 +160,7 @@ void PrefillActor::fill(proto::Heartbeat& beat) {
   if (ctx_ != nullptr) {
     beat.load_rate = counters_.loaded.rate.value(ctx_->now());
     beat.prefill_rate = prefill_rate_.value(ctx_->now());
+    beat.slow_ranks = links_.resting(ctx_->now());
   }
   const auto count = [&beat](const char* name, uint64_t value) {
     beat.counters.emplace_back(name, static_cast<double>(value));
@@ -171,6 +174,7 @@ void PrefillActor::fill(proto::Heartbeat& beat) {
   count("prefill_no_room_total", c.no_room);
   count("kv_rows_sent_total", c.shipped.rows);
   count("kv_bytes_sent_total", c.shipped.bytes);
+  count("kv_links_slow_total", c.jobs.links_slow);
   count("prefill_load_bytes_total", c.loaded.bytes);
   beat.counters.emplace_back("prefill_load_seconds_total", c.loaded.seconds);
   beat.counters.emplace_back("prefill_load_wait_seconds_total", c.loaded.wait_seconds);
@@ -260,7 +264,8 @@ Outcome PrefillActor::open_job(Context& ctx, const proto::StartPrefill& start) {
                          membership_.view(),
                          counters_.jobs,
                          counters_.exchanged,
-                         vocabulary_};
+                         vocabulary_,
+                         links_};
   auto job = std::make_unique<Job>(facts, start, std::move(*blocks));
   Job& opened = *job;
   jobs_.emplace(key, std::move(job));

@@ -157,6 +157,7 @@ class PrefillActor final : public actor::Actor,
   lookup::NgramService ngram_;
   node::StoreOutbox outbox_;
   EndedAttempts ended_;
+  LinkWatch links_;
   ChunkScheduler scheduler_;
   StageClock clock_;
   uint32_t passes_ = 0, reports_ = 0;

@@ -58,8 +58,9 @@ struct Heartbeat {
   // Prefill, as measured lately, 0 when not: bytes a second of stores' answers, tokens a second
   // through the stage's layers.
   double load_rate = 0, prefill_rate = 0;
+  std::vector<NodeId> slow_ranks;  // prefill: decode ranks that its KV reaches too slowly
   FIELDS(state, progress, view_epoch, running, waiting, blocks_used, blocks_total, load_percent,
-         counters, load_rate, prefill_rate)
+         counters, load_rate, prefill_rate, slow_ranks)
 };
 struct HeartbeatReply {
   static constexpr uint16_t kType = 13;

@@ -25,7 +25,9 @@ struct KvReserved {
   static constexpr const char* kName = "KvReserved";
   Outcome outcome = Outcome::kOk;
   uint32_t credits = 0;  // KvLayer messages each stage may have unacknowledged
-  FIELDS(outcome, credits)
+  // Leading blocks of the tokens whose KV the rank has, in every layer: nobody ships them.
+  uint32_t held_blocks = 0;
+  FIELDS(outcome, credits, held_blocks)
 };
 
 // Coordinator → every stage of the chain.
@@ -51,9 +53,10 @@ struct StartPrefill {
   // should have it and has not (0: none), to which the loaded blocks are offered.
   std::vector<NodeId> sources, copy_to;
   uint32_t sequence_ranks = 1;  // of each stage
+  uint32_t held_blocks = 0;     // KvReserved
   FIELDS(request, attempt, tokens, prompt_tokens, sampling, stages, decode, store, credits,
          cached_blocks, block_keys, deadline_ms, block_root, space, sources, copy_to,
-         sequence_ranks)
+         sequence_ranks, held_blocks)
 };
 
 // Stage s → stage s+1: the hidden rows of one chunk. Blob: f32 [token_count, hidden]; between ranks

@@ -180,6 +180,27 @@ TEST_F(SimTest, AClogHoldsMessagesUntilItsEnd) {
   EXPECT_EQ(echo("b").seen_at[0], Time(700ms));
 }
 
+TEST_F(SimTest, AThrottledPairIsSlowOneWayAndOthersAreNot) {
+  add("c");
+  connect("a", "c");
+  sim.throttle("a", "b", 10'000);
+  const base::Blob blob(base::Bytes(5'000));
+  for (uint64_t i = 1; i <= 3; ++i) ctx("a").send(address("b"), Ping{i}, {blob});
+  ctx("a").send(address("c"), Ping{4}, {blob});
+  ctx("b").send(address("a"), Ping{5}, {blob});
+  sim.run_for(100ms);
+  EXPECT_TRUE(echo("b").seen.empty());
+  EXPECT_EQ(echo("c").seen.size(), 1u);
+  EXPECT_EQ(echo("a").seen.size(), 1u);
+  sim.throttle("a", "b", 0);
+  ctx("a").send(address("b"), Ping{6});
+  sim.run_for(2s);
+  ASSERT_EQ(echo("b").seen, (std::vector<uint64_t>{1, 2, 3, 6}));
+  EXPECT_GE(echo("b").seen_at[0], Time(500ms));
+  EXPECT_GE(echo("b").seen_at[2], Time(1500ms));
+  EXPECT_LT(echo("b").seen_at[3], Time(1700ms));  // behind them, no slower
+}
+
 TEST_F(SimTest, WhatIsForAnUnlinkedOrUnknownNodeIsLost) {
   add("c");
   ctx("a").send(address("c"), Ping{1});

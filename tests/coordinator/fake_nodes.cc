@@ -104,6 +104,7 @@ class FakePrefill final : public FakeNode {
     live_.clear();
     tell();
   }
+  void fill(proto::Heartbeat& beat) override { beat.slow_ranks = knobs_.slow_ranks; }
 
   void on(Context& ctx, const Incoming<proto::StartPrefill>& in) {
     const Key key{in->request, in->attempt};
@@ -118,7 +119,10 @@ class FakePrefill final : public FakeNode {
       done.outcome = Outcome::kNoRoom;
     } else if (live_.insert(key).second) {
       ++knobs_.starts;
-      if (in->stages.front() == ctx.self().node) knobs_.cached_blocks.push_back(in->cached_blocks);
+      if (in->stages.front() == ctx.self().node) {
+        knobs_.cached_blocks.push_back(in->cached_blocks);
+        knobs_.held.push_back(in->held_blocks);
+      }
       tell();
       ctx.spawn(compute(*this, ctx, in.msg));
     }
@@ -196,6 +200,7 @@ class FakeDecode final : public FakeNode {
     const Key key{in->request, in->attempt};
     proto::KvReserved reply;
     reply.credits = 4;
+    reply.held_blocks = knobs_.held_blocks;
     ++knobs_.reserves;
     if (fence_.stale(key)) {
       reply.outcome = Outcome::kStale;

@@ -37,9 +37,12 @@ struct Knobs {
   bool mute_decode = false;   // ranks reserve but never emit
   uint32_t store_blocks = 0;  // leading blocks the store claims to have
   base::Hash128 decode_model{1, 1};
+  uint32_t held_blocks = 0;              // that a rank says it has of each prompt
+  std::vector<base::NodeId> slow_ranks;  // that every stage tells of
 
   uint32_t reserves = 0, starts = 0, lookups = 0, leases = 0;
   std::vector<uint32_t> cached_blocks;       // of each StartPrefill at stage 0
+  std::vector<uint32_t> held;                // likewise
   std::vector<base::RequestId> reserved;     // in the order of success
   std::map<std::string, size_t> sequences;   // live ones, per rank
   std::map<std::string, size_t> prefilling;  // live ones, per stage

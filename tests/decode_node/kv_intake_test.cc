@@ -61,6 +61,24 @@ TEST(KvIntake, SortsARangeIntoNewRepeatedAndConflicting) {
   }
 }
 
+TEST(KvIntake, WhatIsHereBeforeTheFirstTokenNeverArrives) {
+  KvIntake intake(2, 15, [](uint32_t layer) { return layer == 0 ? 10u : 15u; });
+  EXPECT_EQ(intake.classify(0, 0, 10, digest(1)), Range::kConflict);
+  EXPECT_EQ(intake.classify(0, 9, 6, digest(1)), Range::kConflict);
+  EXPECT_EQ(intake.classify(1, 14, 1, digest(1)), Range::kConflict);
+  EXPECT_EQ(intake.classify(0, 10, 5, digest(1)), Range::kNew);
+  proto::KvCommit commit;
+  commit.layer_end = 2;
+  commit.tokens = 15;
+  commit.digests = {proto::kv_chain({}, digest(1)), {}};  // of layer 1 nothing was to be sent
+  EXPECT_EQ(intake.commit(commit), Commit::kMismatch);
+  intake.received(0, 10, 5, digest(1));
+  EXPECT_EQ(intake.classify(0, 10, 5, digest(1)), Range::kDuplicate);
+  EXPECT_EQ(intake.commit(commit), Commit::kAccepted);
+  EXPECT_TRUE(intake.all_committed());
+  EXPECT_EQ(intake.classify(0, 0, 10, digest(1)), Range::kDuplicate);
+}
+
 TEST(KvIntake, IsCompleteWhenTheCommitsOfAllStagesCoverAllLayers) {
   KvIntake intake(3, 15);
   fill(intake, 0, 3);

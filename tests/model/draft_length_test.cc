@@ -94,5 +94,26 @@ TEST(DraftSlots, OfTheDraftingBlockAreOneRowBehind) {
   }
 }
 
+// Whoever has n blocks may neither lack nor write a row of them.
+TEST(DraftSlots, OfWholeBlocksAreThoseWhoseRowsLieInThem) {
+  Shape shape;
+  shape.layers = 2;
+  for (const uint32_t mtp_steps : {0u, 2u}) {
+    shape.mtp_steps = mtp_steps;
+    for (uint32_t slots = 0; slots < 300; ++slots) {
+      const uint32_t blocks = blocks_in_slots(shape, slots);
+      for (uint32_t layer = 0; layer < shape.kv_layers(); ++layer) {
+        const auto rows_of = [&](uint32_t n) { return layer < shape.layers || n == 0 ? n : n - 1; };
+        EXPECT_GE(rows_of(slots), blocks * kBlockTokens);
+        const uint32_t within = slots_in_blocks(shape, layer, blocks);
+        EXPECT_LE(within, slots);
+        EXPECT_EQ(rows_of(within), blocks * kBlockTokens);
+      }
+      const uint32_t rows = slots - (mtp_steps > 0 && slots > 0 ? 1 : 0);  // of the poorest layer
+      EXPECT_LT(rows, (blocks + 1) * kBlockTokens);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace model

@@ -357,7 +357,7 @@ void Cluster::expect_arrived(const proto::StartPrefill& start) {
   const Collected& got = decode().collected.at({start.request, start.attempt});
   Judged judged(*judge_, start.tokens);
   for (uint32_t layer = 0; layer < shape.kv_layers(); ++layer) {
-    uint32_t next = 0;
+    uint32_t next = model::slots_in_blocks(shape, layer, start.held_blocks);
     for (const auto& [place, rows] : got.rows) {
       if (place.first != layer) continue;
       ASSERT_EQ(place.second, next) << "layer " << layer;

@@ -125,6 +125,11 @@ struct Running {
       coordinator::Submission made = submission(rng, engine.shape().vocab, script.shared);
       if (script.constrained && i % 3 > 0) made.sampling.grammar = some_grammar(rng);
       if (script.rebalance) made.sampling.max_tokens *= 4;  // time for experts to move
+      if (script.tenants) {
+        made.salt = rng.chance(0.3) ? "another" : "one";
+        made.sampling.max_tokens *= 8;  // time for others to share what it has
+        made.sampling.ignore_eos = true;
+      }
       const milliseconds at = between(rng, 0, 4000);
       const bool leaves = script.cancels && rng.chance(0.5);
       const milliseconds stays = between(rng, 0, 1500);
@@ -152,6 +157,7 @@ struct Running {
                   fmt::format("{} requests are not over after {} s", open, script.limit.count()));
     }
     result.plans = static_cast<uint32_t>(cluster.balance().counters().plans);
+    result.held = cluster.steps().rows_held;
     result.virtual_seconds = base::seconds(cluster.host().now().time_since_epoch());
     // The network heals; what is held must be let go soon, not by the end of a lease.
     cluster.host().network().loss = cluster.host().network().corrupt = 0;

@@ -90,6 +90,18 @@ void stage_and_rank_apart(SimCluster& cluster, Rng& rng, milliseconds span) {
   });
 }
 
+// KV goes from one stage to one rank at a crawl, which moves all the same (R27).
+void stage_and_rank_slow(SimCluster& cluster, Rng& rng, milliseconds span) {
+  const std::string stage = fmt::format("prefill-{}", rng.below(2));
+  const std::string rank = fmt::format("decode-{}", rng.below(2));
+  const auto most = static_cast<uint64_t>(span.count());
+  const double rate = 2'000 + 20'000 * rng.uniform();  // a message of KV is some 300 bytes
+  const milliseconds begin = between(rng, 300, most), end = begin + between(rng, 3000, 30'000);
+  cluster.host().at(begin,
+                    [&cluster, stage, rank, rate] { cluster.host().throttle(stage, rank, rate); });
+  cluster.host().at(end, [&cluster, stage, rank] { cluster.host().throttle(stage, rank, 0); });
+}
+
 // A weight flips in one node after another, each found by its row checksums; a row of one step or
 // chunk becomes NaN. Once: a request whose arithmetic fails twice is told so.
 void bad_arithmetic(SimCluster& cluster, Rng& rng, milliseconds span) {
@@ -128,6 +140,45 @@ void disk_fails(SimCluster& cluster, Rng& rng, milliseconds span) {
     if (rng.chance(0.3)) kill_and_restart(cluster, "kvstore-0", at, milliseconds(50));
   }
   cluster.host().at(span, [&disk] { disk.faults = {}; });
+}
+
+// Of the KV's way from stages to ranks.
+std::vector<Script> kv_scripts() {
+  return {
+      {.name = "slow",
+       .what = "KV from a prefill stage to a decode rank crawls at 2 to 22 kB/s for up to 30 s",
+       .loss = 0.02,
+       .duplicate = 0.02,
+       .reorder = 0.02,
+       .faults = stage_and_rank_slow,
+       .patience = seconds(60),
+       .limit = seconds(300),
+       .stores = 2},
+      {.name = "held",
+       .what =
+           "prompts of two tenants that begin alike; deaths, 2 % loss, half of the clients leave",
+       .loss = 0.02,
+       .duplicate = 0.05,
+       .reorder = 0.05,
+       .faults = kill_everything,
+       .cancels = true,
+       .patience = seconds(120),
+       .limit = seconds(300),
+       .shared = true,
+       .tenants = true},
+      {.name = "drafts_held",
+       .what = "the same with three drafts a step and two ranks a stage, nobody leaves",
+       .loss = 0.02,
+       .duplicate = 0.05,
+       .reorder = 0.05,
+       .faults = kill_ranks,
+       .patience = seconds(120),
+       .limit = seconds(300),
+       .shared = true,
+       .sequence_ranks = 2,
+       .mtp_steps = 3,
+       .tenants = true},
+  };
 }
 
 // Of ranks that share work.
@@ -234,6 +285,7 @@ const std::vector<Script>& scripts() {
         {"cancels", "lossy, and half of the clients leave", 0.10, 0.05, 0.05, no_faults, false,
          true, seconds(60), seconds(120), false},
     };
+    std::ranges::move(kv_scripts(), std::back_inserter(made));
     std::ranges::move(group_scripts(), std::back_inserter(made));
     return made;
   }();

@@ -33,6 +33,7 @@ struct Script {
   uint32_t mtp_steps = 0;
   bool constrained = false;  // two of three requests must keep to a grammar
   bool rebalance = false;    // three decode ranks, skewed routing, experts follow the load
+  bool tenants = false;      // two of them, whose prompts begin alike and who share nothing
 };
 
 const std::vector<Script>& scripts();

@@ -19,6 +19,7 @@ class Recorder final : public coordinator::TokenSink {
   Recorder(Outcome& outcome, actor::SimHost& host) : outcome_(outcome), host_(host) {}
   void tokens(std::span<const base::TokenId> tokens,
               std::span<const base::TokenLogprobs>) override {
+    if (outcome_.tokens.empty()) outcome_.first = host_.now();
     outcome_.tokens.insert(outcome_.tokens.end(), tokens.begin(), tokens.end());
   }
   void end(base::FinishReason reason, const base::Error* error,
@@ -241,6 +242,8 @@ SimCluster::Steps SimCluster::steps() {
     all.tokens += counters.step_tokens;
     all.drafted += counters.drafted;
     all.accepted += counters.accepted;
+    all.rows_received += counters.kv_rows_received;
+    all.rows_held += counters.kv_rows_held;
   }
   return all;
 }

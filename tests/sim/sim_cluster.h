@@ -57,7 +57,7 @@ struct Outcome {
   base::FinishReason finish = base::FinishReason::kNone;
   std::optional<base::Error> error;
   coordinator::Usage usage;
-  base::Time submitted{}, ended{};
+  base::Time submitted{}, first{}, ended{};  // first: when its first token came
 };
 
 class SimCluster {
@@ -88,6 +88,7 @@ class SimCluster {
   // Of the decode ranks' present lives.
   struct Steps {
     uint64_t sequences = 0, tokens = 0, drafted = 0, accepted = 0;
+    uint64_t rows_received = 0, rows_held = 0;
   };
   Steps steps();
 
