@@ -2,7 +2,7 @@
 #   A room is a static library of its folder. DEPS are rooms it may know; LINK are outside libraries, private to it.
 # add_role(NAME kvstore ...same...)
 #   A room that is also a process: main.cc is built into an executable of the room's name.
-# add_room_test(NAME base_result SOURCES result_test.cc [DEPS base model] [LABEL golden] [HOST])
+# add_room_test(NAME base_result SOURCES result_test.cc [DEPS base model] [LABEL golden] [HOST] [ARGS --gtest_shuffle])
 #   A GoogleTest program build/bin/test_NAME, registered with ctest under NAME.
 #
 # The link order alone does not stop an #include, so the direction is checked here as well: at configure
@@ -56,7 +56,7 @@ foreach(LABEL unit golden sim process host)
 endforeach()
 
 function(add_room_test)
-  cmake_parse_arguments(T "HOST" "NAME;LABEL;SANITIZED" "SOURCES;DEPS;LINK" ${ARGN})
+  cmake_parse_arguments(T "HOST" "NAME;LABEL;SANITIZED" "SOURCES;DEPS;LINK;ARGS" ${ARGN})
   if(NOT T_LABEL)
     set(T_LABEL unit)
   endif()
@@ -71,7 +71,7 @@ function(add_room_test)
   if(T_SANITIZED AND SERVAL_SANITIZE)
     set(FILTER "--gtest_filter=${T_SANITIZED}")
   endif()
-  add_test(NAME ${T_NAME} COMMAND test_${T_NAME} ${FILTER})
+  add_test(NAME ${T_NAME} COMMAND test_${T_NAME} ${FILTER} ${T_ARGS})
   add_dependencies(${T_LABEL}_tests test_${T_NAME})
   if(T_SANITIZED AND NOT SERVAL_SANITIZE)
     set(T_LABEL "${T_LABEL};golden")
