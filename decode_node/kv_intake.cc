@@ -8,7 +8,8 @@ namespace decode {
 
 KvIntake::Range KvIntake::classify(uint32_t layer, uint32_t begin, uint32_t count,
                                    const base::Hash128& digest) const {
-  if (layer >= layers_.size() || count == 0 || begin >= tokens_ || count > tokens_ - begin) {
+  if (layer >= layers_.size() || count == 0 || begin < begin_ || begin >= tokens_ ||
+      count > tokens_ - begin) {
     return Range::kConflict;
   }
   const Layer& rows = layers_[layer];
@@ -46,7 +47,7 @@ base::Hash128 KvIntake::chain(uint32_t layer) const {
 
 bool KvIntake::matches(uint32_t layer, const base::Hash128& expected) const {
   const Layer& rows = layers_[layer];
-  return (rows.committed || rows.tokens == tokens_) && chain(layer) == expected;
+  return (rows.committed || rows.tokens == tokens_ - begin_) && chain(layer) == expected;
 }
 
 KvIntake::Commit KvIntake::commit(const proto::KvCommit& commit) {

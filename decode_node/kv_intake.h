@@ -17,7 +17,9 @@ namespace decode {
 class KvIntake {
  public:
   KvIntake() = default;
-  KvIntake(uint32_t layers, uint32_t tokens) : tokens_(tokens), layers_(layers) {}
+  // Rows of positions [begin, tokens).
+  KvIntake(uint32_t layers, uint32_t tokens, uint32_t begin = 0)
+      : begin_(begin), tokens_(tokens), layers_(layers) {}
 
   enum class Range : uint8_t {
     kNew,        // take the rows in, then received()
@@ -53,7 +55,7 @@ class KvIntake {
   };
   bool matches(uint32_t layer, const base::Hash128& chain) const;
 
-  uint32_t tokens_ = 0;
+  uint32_t begin_ = 0, tokens_ = 0;
   std::vector<Layer> layers_;
   size_t committed_ = 0;
 };

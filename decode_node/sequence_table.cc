@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "base/check.h"
+#include "model/kv_split.h"
 #include "model/sampler.h"
 
 namespace decode {
@@ -34,7 +35,20 @@ bool SequenceTable::plausible(const proto::ReserveKv& m) const {
   if (m.tokens.size() >= shape_.max_context) return false;
   if (!proto::plausible(m.sampling)) return false;
   if (m.tokens.size() - m.prompt_tokens >= m.sampling.max_tokens) return false;
+  if (!plausible_shares(m)) return false;
   return std::ranges::all_of(m.tokens, [this](TokenId id) { return id < shape_.vocab; });
+}
+
+// Shares follow each other from the first position on, each with another rank; at least a block of
+// the tokens is ours.
+bool SequenceTable::plausible_shares(const proto::ReserveKv& m) const {
+  uint32_t at = 0;
+  for (const proto::KvShare& share : m.shares) {
+    if (!share.node || share.begin != at || shape_.span == 0) return false;
+    if (!model::is_share({share.begin, share.end}, shape_.span)) return false;
+    at = share.end;
+  }
+  return at == 0 || at + model::kBlockTokens <= m.tokens.size();
 }
 
 Outcome SequenceTable::reserve(const proto::ReserveKv& m, Time now) {
@@ -46,7 +60,8 @@ Outcome SequenceTable::reserve(const proto::ReserveKv& m, Time now) {
   if (sequences_.size() >= options_.max_sequences) return Outcome::kNoRoom;
 
   const uint32_t most = std::min(m.sampling.max_tokens, shape_.max_context - m.prompt_tokens);
-  auto blocks = pool_.allocate(model::KvPool::blocks_for(m.prompt_tokens + most));
+  const uint32_t first = m.shares.empty() ? 0 : m.shares.back().end;
+  auto blocks = pool_.allocate(model::KvPool::blocks_for(m.prompt_tokens + most - first));
   if (!blocks) return Outcome::kNoRoom;
 
   constexpr uint64_t kDeadlineMostMs = 7ull * 24 * 3600 * 1000;
@@ -60,7 +75,12 @@ Outcome SequenceTable::reserve(const proto::ReserveKv& m, Time now) {
   sequence->block_root = m.block_root;
   sequence->space = m.space;
   sequence->stored_blocks = static_cast<uint32_t>(m.tokens.size()) / model::kBlockTokens;
-  sequence->intake = KvIntake(shape_.kv_layers(), static_cast<uint32_t>(m.tokens.size()));
+  sequence->first_block = first / model::kBlockTokens;
+  for (const proto::KvShare& share : m.shares) {
+    sequence->away.push_back({share.begin, share.end});
+    sequence->holders.push_back(share.node);
+  }
+  sequence->intake = KvIntake(shape_.kv_layers(), static_cast<uint32_t>(m.tokens.size()), first);
   sequence->deadline = now + allowed;
   sequence->heard = now;
   sequence->tokens.reserve(m.prompt_tokens + most);

@@ -70,6 +70,7 @@ class SequenceTable {
 
  private:
   bool plausible(const proto::ReserveKv& message) const;
+  bool plausible_shares(const proto::ReserveKv& message) const;
   void remember(const SequenceKey& key);
   void drop(Sequence& sequence);
 
