@@ -130,6 +130,31 @@ void disk_fails(SimCluster& cluster, Rng& rng, milliseconds span) {
   cluster.host().at(span, [&disk] { disk.faults = {}; });
 }
 
+// Of ranks that hold parts of a sequence.
+std::vector<Script> shard_scripts() {
+  return {{.name = "spread",
+           .what = "1 % loss, long prompts' KV on several decode ranks, no node fails",
+           .loss = 0.01,
+           .duplicate = 0.05,
+           .reorder = 0.05,
+           .faults = no_faults,
+           .quiet = true,
+           .patience = seconds(60),
+           .limit = seconds(120),
+           .kv_parallel = 4},
+          {.name = "shards",
+           .what = "lossy, KV on several decode ranks, every node killed and restarted, half leave",
+           .loss = 0.02,
+           .duplicate = 0.05,
+           .reorder = 0.05,
+           .faults = kill_everything,
+           .cancels = true,
+           .patience = seconds(120),
+           .limit = seconds(300),
+           .corrupt = 0.01,
+           .kv_parallel = 4}};
+}
+
 // Of ranks that share work.
 std::vector<Script> group_scripts() {
   return {
@@ -235,6 +260,7 @@ const std::vector<Script>& scripts() {
          true, seconds(60), seconds(120), false},
     };
     std::ranges::move(group_scripts(), std::back_inserter(made));
+    std::ranges::move(shard_scripts(), std::back_inserter(made));
     return made;
   }();
   return all;
