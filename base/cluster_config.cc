@@ -93,7 +93,8 @@ void ClusterFile::cluster_and_nodes() {
 
   Section decode = reader_.section("decode");
   decode.integer("ranks", &c_.decode_ranks, {1, 256, "decode ranks (EP degree)"});
-  decode.integer("kv_parallel", &c_.kv_parallel, {1, kAny, "ranks that share a sequence's KV"});
+  decode.integer("kv_parallel", &c_.kv_parallel,
+                 {1, 64, "ranks that a long prompt's KV may be spread over"});
   decode.integer("redundant_experts", &c_.redundant_experts,
                  {0, 65536, "more copies of busy experts, in each layer, spread over the ranks"});
   decode.choice("eplb", &c_.eplb,
@@ -216,8 +217,6 @@ void ClusterFile::read_faults() {
 }
 
 void ClusterFile::check_offered() {
-  only("decode", "kv_parallel", c_.kv_parallel, 1u,
-       "a sequence's KV stands on one rank in this version");
   only("decode", "steps_per_schedule", c_.steps_per_schedule, 1u,
        "every step is scheduled in this version");
 }
@@ -244,6 +243,15 @@ void ClusterFile::check_address(const char* key, const std::string& value, uint1
 }
 
 void ClusterFile::check_together() {
+  if (c_.kv_parallel > c_.decode_ranks) {
+    reader_.complain("decode", "kv_parallel",
+                     fmt::format("{} ranks cannot share a sequence where there are {}",
+                                 c_.kv_parallel, c_.decode_ranks));
+  }
+  if (c_.kv_parallel > 1 && c_.hierarchical_index) {
+    reader_.complain("decode", "kv_parallel",
+                     "sequences in shards are not offered with numerics.hierarchical_index");
+  }
   check_address("http", c_.http, 0);
   check_address("coordinator", c_.coordinator, 1);
   if (c_.http == c_.coordinator) {

@@ -62,6 +62,8 @@ void CoordinatorActor::start(Context& ctx) {
   requests.max_context = context_of(options_);
   requests.policy = options_.config.placement;
   requests.kv_row_bytes = options_.shape.kv_row_bytes;
+  requests.kv_parallel = options_.config.kv_parallel;
+  requests.span = options_.shape.span;
   requests.facts = {options_.shape.eos,
                     block_space(options_.shape.model_digest, options_.shape.layout_digest,
                                 options_.shape.arithmetic_digest)};

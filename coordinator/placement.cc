@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <tuple>
+
+#include "model/kv_split.h"
 
 namespace coordinator {
 
@@ -50,6 +53,81 @@ constexpr std::array<PolicyEntry, 4> kPolicies = {{
 
 }  // namespace
 
+namespace {
+
+uint32_t blocks_of(const model::KvRange& share) { return share.count() / model::kBlockTokens; }
+
+// Whether empty ranks could take these.
+bool ever_fits(const PlacementView& view, std::vector<uint32_t> needs) {
+  std::vector<uint32_t> totals;
+  for (const RankLoad& rank : view.ranks)
+    totals.push_back(rank.blocks_total == 0 ? UINT32_MAX : rank.blocks_total);
+  std::ranges::sort(needs, std::greater());
+  std::ranges::sort(totals, std::greater());
+  for (size_t i = 0; i < needs.size(); ++i)
+    if (i >= totals.size() || needs[i] > totals[i]) return false;
+  return true;
+}
+
+// Those with room; of them those that are not avoided, where there is one.
+std::vector<RankLoad> eligible(const std::vector<RankLoad>& ranks,
+                               const PlacementRequest& request) {
+  std::vector<RankLoad> roomy, preferred;
+  for (const RankLoad& rank : ranks) {
+    if (!rank.has_room(request.blocks)) continue;
+    roomy.push_back(rank);
+    const auto& avoid = request.avoid;
+    if (std::find(avoid.begin(), avoid.end(), rank.node) == avoid.end()) preferred.push_back(rank);
+  }
+  return preferred.empty() ? roomy : preferred;
+}
+
+// The owner by the policy, the holders of the shares where most memory is left.
+PlaceVerdict spread(const PlacementView& view, PlacementRequest request, Policy policy,
+                    const std::vector<model::KvRange>& shares, Placement& placement) {
+  const uint32_t first = shares.empty() ? 0 : shares.back().end / model::kBlockTokens;
+  request.blocks -= std::min(first, request.blocks);
+  std::vector<uint32_t> needs{request.blocks};
+  for (const model::KvRange& share : shares) needs.push_back(blocks_of(share));
+  if (!ever_fits(view, std::move(needs))) return PlaceVerdict::kNeverFits;
+
+  std::vector<RankLoad> left = view.ranks;
+  const auto take = [&](Policy pick) {
+    const std::vector<RankLoad> ranks = eligible(left, request);
+    if (ranks.empty()) return NodeId{};
+    const NodeId node = ranks[pick(ranks, request)].node;
+    std::erase_if(left, [node](const RankLoad& rank) { return rank.node == node; });
+    return node;
+  };
+  placement.shares.clear();
+  placement.decode = take(policy);
+  if (!placement.decode) return PlaceVerdict::kNoRoom;
+  for (const model::KvRange& share : shares) {
+    request.blocks = blocks_of(share);
+    const NodeId node = take(kv_aware);
+    if (!node) return PlaceVerdict::kNoRoom;
+    placement.shares.push_back({node, share.begin, share.end});
+  }
+  return PlaceVerdict::kPlaced;
+}
+
+}  // namespace
+
+uint32_t PlacedShare::blocks() const { return (end - begin) / model::kBlockTokens; }
+
+std::vector<std::pair<NodeId, uint32_t>> Placement::promises(uint32_t blocks) const {
+  std::vector<std::pair<NodeId, uint32_t>> out{{decode, blocks}};
+  for (const PlacedShare& share : shares) {
+    out.front().second -= share.blocks();
+    out.emplace_back(share.node, share.blocks());
+  }
+  return out;
+}
+
+bool Placement::holds(NodeId node) const {
+  return std::ranges::find(shares, node, &PlacedShare::node) != shares.end();
+}
+
 const PolicyEntry* find_policy(std::string_view name) {
   for (const PolicyEntry& entry : kPolicies) {
     if (entry.name == name) return &entry;
@@ -72,23 +150,21 @@ PlaceAnswer place(const PlacementView& view, const PlacementRequest& request, Po
       fits_stages = fits_stages && (total == 0 || request.prefill_blocks <= total);
     }
   }
-  const bool fits_a_rank = std::any_of(
-      view.ranks.begin(), view.ranks.end(),
-      [&](const RankLoad& r) { return r.blocks_total == 0 || request.blocks <= r.blocks_total; });
-  if (!fits_stages || !fits_a_rank) return {PlaceVerdict::kNeverFits, {}};
-
-  std::vector<RankLoad> roomy, preferred;
-  for (const RankLoad& rank : view.ranks) {
-    if (!rank.has_room(request.blocks)) continue;
-    roomy.push_back(rank);
-    const auto& avoid = request.avoid;
-    if (std::find(avoid.begin(), avoid.end(), rank.node) == avoid.end()) preferred.push_back(rank);
+  if (!fits_stages) return {PlaceVerdict::kNeverFits, {}};
+  const auto ranks = static_cast<uint32_t>(view.ranks.size());
+  answer.verdict = PlaceVerdict::kNeverFits;
+  for (uint32_t n = std::clamp(request.kv_parallel, 1u, ranks); n > 0; --n) {
+    std::vector<model::KvRange> shares;
+    if (n > 1) shares = model::kv_split(request.tokens, request.span, n);
+    if (shares.size() + 1 < n) continue;  // fewer ranks hold the same
+    const PlaceVerdict verdict = spread(view, request, policy, shares, answer.placement);
+    if (verdict == PlaceVerdict::kPlaced) {
+      answer.verdict = verdict;
+      return answer;
+    }
+    if (verdict == PlaceVerdict::kNoRoom) answer.verdict = verdict;
   }
-  if (roomy.empty()) return {PlaceVerdict::kNoRoom, {}};
-  const std::vector<RankLoad>& ranks = preferred.empty() ? roomy : preferred;
-  answer.verdict = PlaceVerdict::kPlaced;
-  answer.placement.decode = ranks[policy(ranks, request)].node;
-  return answer;
+  return {answer.verdict, {}};
 }
 
 }  // namespace coordinator

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/ids.h"
@@ -45,19 +46,34 @@ struct PlacementRequest {
   uint64_t draw = 0;            // a random number (random)
   std::vector<NodeId> avoid =
       {};  // ranks that let an earlier attempt down: only if there is no other
+  // KV-cache parallelism: how many ranks a sequence may be spread over, tokens of the attempt, and
+  // positions of an attention span (model/kv_split.h).
+  uint32_t kv_parallel = 1, tokens = 0, span = 0;
+};
+
+// Positions [begin, end) of the sequence, held by another rank than its owner.
+struct PlacedShare {
+  NodeId node;
+  uint32_t begin = 0, end = 0;
+  uint32_t blocks() const;
 };
 
 struct Placement {
   std::vector<NodeId> stages;   // the ranks of each stage, stage by stage
   uint32_t sequence_ranks = 1;  // of every stage: as many as the poorest has
   NodeId decode;
+  std::vector<PlacedShare> shares;  // from position 0 on; the rest is the decode rank's
+
+  // Blocks that each rank is to set aside, of a sequence of so many.
+  std::vector<std::pair<NodeId, uint32_t>> promises(uint32_t blocks) const;
+  bool holds(NodeId node) const;  // a share
 };
 
 enum class PlaceVerdict : uint8_t {
   kPlaced,
   kNotReady,   // a stage or every rank is missing
   kNoRoom,     // every rank is full now
-  kNeverFits,  // larger than every ready rank, or than a stage
+  kNeverFits,  // larger than the ready ranks it may be spread over, or than a stage
 };
 struct PlaceAnswer {
   PlaceVerdict verdict = PlaceVerdict::kNotReady;
@@ -74,6 +90,8 @@ struct PolicyEntry {
 // Null when the name is unknown.
 const PolicyEntry* find_policy(std::string_view name);
 
+// On as many ranks as kv_parallel allows and the prompt can be cut for, or on fewer if so many have
+// no room.
 PlaceAnswer place(const PlacementView& view, const PlacementRequest& request, Policy policy);
 
 }  // namespace coordinator

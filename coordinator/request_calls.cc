@@ -93,17 +93,74 @@ Task<void> RequestRun::ask_rank(RunServices& services, NodeId rank, proto::Reser
     run->wake();
     co_return;
   }
+  run->reservation_failed(rank, answer ? &*answer : nullptr, answer ? nullptr : &answer.error());
+}
+
+Task<void> RequestRun::ask_holder(RunServices& services, NodeId rank, proto::HoldKv message) {
+  const CallOptions options{"kv.hold", milliseconds(250), seconds(5)};
+  const Address to{rank, proto::kDecode};
+  const RequestId id = message.request;
+  const uint32_t attempt = message.attempt;
+  ++services.open_calls().asks;
+  auto call = services.context().call<proto::KvReserved>(to, std::move(message), options);
+  auto answer = co_await std::move(call);
+  --services.open_calls().asks;
+  const bool ok = answer && answer->msg.outcome == Outcome::kOk;
+  RequestRun* run = waiting_run(services, id, attempt);
+  if (run == nullptr) {
+    if (ok) services.cancel_at(rank, proto::kDecode, id, attempt);
+    co_return;
+  }
+  if (!ok) {
+    run->reservation_failed(rank, answer ? &*answer : nullptr, answer ? nullptr : &answer.error());
+    co_return;
+  }
+  for (proto::KvShare& share : run->attempt_.shares)
+    if (share.node == rank) share.credits = std::max(answer->msg.credits, 1u);
+  run->wake();
+}
+
+// `answer` or `error`: a rank has refused, or not answered.
+void RequestRun::reservation_failed(NodeId rank, const actor::Incoming<proto::KvReserved>* answer,
+                                    const base::Error* error) {
   Failure failure;
   failure.node = rank;
-  if (answer) {
+  if (answer != nullptr) {
     failure.no_room = answer->msg.outcome == Outcome::kNoRoom;
     failure.error = refusal_error("decode rank", answer->msg.outcome);
-    if (failure.no_room) run->attempt_.reserve_asked = false;  // nothing was kept
+    // Nothing was kept, unless others were asked as well.
+    if (failure.no_room && attempt_.shares.empty()) attempt_.reserve_asked = false;
   } else {
-    failure.error = answer.error();
+    failure.error = *error;
   }
-  run->fail_attempt(std::move(failure));
-  run->wake();
+  fail_attempt(std::move(failure));
+  wake();
+}
+
+void RequestRun::ask_holders() {
+  for (const proto::KvShare& share : attempt_.shares) {
+    proto::HoldKv message;
+    message.request = id_;
+    message.attempt = attempt_.number;
+    message.owner = attempt_.placement->decode;
+    message.begin = share.begin;
+    message.end = share.end;
+    message.deadline_ms = deadline_ms();
+    Task<void> ask = ask_holder(services_, share.node, std::move(message));
+    services_.context().spawn(std::move(ask));
+  }
+}
+
+bool RequestRun::reserved() const {
+  return attempt_.credits && std::ranges::all_of(attempt_.shares, [](const proto::KvShare& share) {
+           return share.credits > 0;
+         });
+}
+
+// The owner knows by itself when a sequence ends; who holds a share of it is told.
+void RequestRun::release_holders() {
+  for (const proto::KvShare& share : attempt_.shares)
+    services_.cancel_at(share.node, proto::kDecode, id_, attempt_.number);
 }
 
 Task<void> RequestRun::ask_stage(RunServices& services, NodeId stage, proto::StartPrefill message) {

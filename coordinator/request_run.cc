@@ -138,10 +138,14 @@ Task<void> RequestRun::reserve() {
   message.deadline_ms = deadline_ms();
   message.block_root = block_root_;
   message.space = facts_.space;
+  for (const PlacedShare& share : attempt_.placement->shares)
+    attempt_.shares.push_back({share.node, share.begin, share.end, /*credits=*/0});
+  message.shares = attempt_.shares;
   attempt_.reserve_asked = true;
   Task<void> ask = ask_rank(services_, attempt_.placement->decode, std::move(message));
   services_.context().spawn(std::move(ask));
-  while (going() && !attempt_.credits) co_await event();
+  ask_holders();
+  while (going() && !reserved()) co_await event();
   if (!going()) co_return;
   if (attempts_ == 0) services_.latencies().queue.add(services_.context().now() - submitted_);
   ++attempts_;
@@ -159,6 +163,7 @@ Task<void> RequestRun::start_prefill() {
   message.sequence_ranks = attempt_.placement->sequence_ranks;
   message.decode = attempt_.placement->decode;
   message.credits = *attempt_.credits;
+  message.shares = attempt_.shares;
   message.cached_blocks = attempt_.cached_blocks;
   message.held_blocks = attempt_.held_blocks;
   message.block_keys = block_keys_;
@@ -234,6 +239,7 @@ void RequestRun::end() {
   } else if (!attempt_.over) {
     attempt_.over = true;
     release_leases();
+    release_holders();
     services_.give_back(*this, attempt_.placement);
   }
   const std::unique_ptr<RequestRun> self = services_.remove(id_);
@@ -295,25 +301,26 @@ void RequestRun::cancel() {
 void RequestRun::node_gone(NodeId node) {
   if (!attempt_.placement || !going()) return;
   std::erase(attempt_.leases, node);
-  if (!is_decode(node) && (!is_stage(node) || attempt_.token_seen)) return;
+  if (!is_rank(node) && (!is_stage(node) || attempt_.token_seen)) return;
   Failure failure;
-  failure.error =
-      base::Error{Code::kPeerGone,
-                  fmt::format("the {} died", is_decode(node) ? "decode rank" : "prefill stage")};
+  failure.error = base::Error{
+      Code::kPeerGone, fmt::format("the {} died", is_decode(node) ? "decode rank"
+                                                  : is_rank(node) ? "holder of a share of its KV"
+                                                                  : "prefill stage")};
   fail_attempt(std::move(failure));
   wake();
 }
 
 bool RequestRun::attempt_failed(NodeId from, const proto::AttemptFailed& message) {
   if (message.attempt != attempt_.number || !attempt_.placement || !going()) return false;
-  if (!is_decode(from) && !is_stage(from)) return false;
+  if (!is_rank(from) && !is_stage(from)) return false;
   if (is_stage(from) && attempt_.token_seen) return true;  // its part was done
   Failure failure;
   failure.error = base::Error{code_of(message.code), message.what};
   failure.without_cache = message.without_cache;
   failure.numerical = is_numerical(message);
-  if (is_decode(from)) failure.node = from;
-  if (is_stage(from) && is_decode(message.blamed)) {
+  if (is_rank(from)) failure.node = is_rank(message.blamed) ? message.blamed : from;
+  if (is_stage(from) && is_rank(message.blamed)) {
     failure.node = message.blamed;
     services_.cut_off(message.blamed);
   }
@@ -389,6 +396,7 @@ void RequestRun::abandon_attempt() {
   if (!attempt_.placement) return;
   if (attempt_.reserve_asked) {
     services_.cancel_at(attempt_.placement->decode, proto::kDecode, id_, attempt_.number);
+    release_holders();
   }
   if (!attempt_.prefill_asked) return;
   for (NodeId stage : attempt_.placement->stages) {
@@ -433,6 +441,10 @@ uint64_t RequestRun::deadline_ms() const {
 }
 
 bool RequestRun::is_decode(NodeId node) const { return attempt_.placement->decode == node; }
+
+bool RequestRun::is_rank(NodeId node) const {
+  return is_decode(node) || attempt_.placement->holds(node);
+}
 
 bool RequestRun::is_stage(NodeId node) const {
   const auto& stages = attempt_.placement->stages;

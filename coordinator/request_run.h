@@ -112,6 +112,7 @@ class RequestRun {
   bool started() const { return attempts_ > 0; }  // some attempt had its KV reserved
   uint32_t blocks() const;                        // to reserve, for the whole sequence
   uint32_t prefill_blocks() const;                // of the attempt's tokens
+  uint32_t prefill_tokens() const { return static_cast<uint32_t>(tokens_.size()); }
   const std::vector<NodeId>& avoid() const { return avoid_; }
   const TokenLog& log() const { return log_; }
 
@@ -127,14 +128,15 @@ class RequestRun {
     uint32_t number = 0;
     std::optional<Placement> placement;
     bool reserve_asked = false, prefill_asked = false;
-    std::optional<StorePlan> plan;    // of a lookup
-    std::vector<NodeId> leases;       // stores that may hold one
-    uint32_t cached_blocks = 0;       // to be loaded
-    std::optional<uint32_t> credits;  // the reservation's answer
-    uint32_t held_blocks = 0;         // of it
-    uint32_t starts_open = 0;         // stages that have not answered
-    bool token_seen = false;          // then the stages have done their part
-    bool over = false;                // cancelled, or the request ended
+    std::optional<StorePlan> plan;       // of a lookup
+    std::vector<NodeId> leases;          // stores that may hold one
+    uint32_t cached_blocks = 0;          // to be loaded
+    std::optional<uint32_t> credits;     // the reservation's answer
+    uint32_t held_blocks = 0;            // of it
+    std::vector<proto::KvShare> shares;  // as placed; credits 0: not answered
+    uint32_t starts_open = 0;            // stages that have not answered
+    bool token_seen = false;             // then the stages have done their part
+    bool over = false;                   // cancelled, or the request ended
     std::optional<Failure> failure;
   };
 
@@ -149,6 +151,7 @@ class RequestRun {
   // --- calls: coroutines of their own, which find the run again by id when the answer comes
   static Task<void> ask_store(RunServices& services, NodeId store, proto::LookupPrefix message);
   static Task<void> ask_rank(RunServices& services, NodeId rank, proto::ReserveKv message);
+  static Task<void> ask_holder(RunServices& services, NodeId rank, proto::HoldKv message);
   static Task<void> ask_stage(RunServices& services, NodeId stage, proto::StartPrefill message);
   static Task<void> wake_later(RunServices& services, RequestId id, base::Duration after);
   static RequestRun* waiting_run(RunServices& services, RequestId id, uint32_t attempt);
@@ -166,7 +169,13 @@ class RequestRun {
   void take(NodeId from, const proto::TokenEntry& entry);
   void deliver();
   uint64_t deadline_ms() const;
+  void ask_holders();
+  bool reserved() const;  // by every rank
+  void release_holders();
+  void reservation_failed(NodeId rank, const actor::Incoming<proto::KvReserved>* answer,
+                          const base::Error* error);
   bool is_decode(NodeId node) const;
+  bool is_rank(NodeId node) const;  // that one, or the holder of a share
   bool is_stage(NodeId node) const;
 
   // Constant after construction.

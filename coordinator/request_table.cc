@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "coordinator/admission.h"
-#include "model/kv_pool.h"
+#include "model/kv_split.h"
 
 namespace coordinator {
 
@@ -49,7 +49,17 @@ base::Status RequestTable::may_enter(Submission& submission) const {
     const uint64_t tokens = uint64_t{rank->beat.blocks_total} * model::kBlockTokens;
     limits.largest_rank_tokens = std::max(limits.largest_rank_tokens, tokens);
   }
+  if (limits.largest_rank_tokens > 0)
+    limits.largest_rank_tokens += held_elsewhere(static_cast<uint32_t>(submission.prompt.size()));
   return admit(submission, limits);
+}
+
+// Tokens of such a prompt that its owner need not hold.
+uint64_t RequestTable::held_elsewhere(uint32_t tokens) const {
+  const auto ranks = static_cast<uint32_t>(membership_.ready(Role::kDecode).size());
+  if (options_.kv_parallel < 2 || tokens > options_.max_context) return 0;
+  const auto shares = model::kv_split(tokens, options_.span, std::min(options_.kv_parallel, ranks));
+  return shares.empty() ? 0 : shares.back().end;
 }
 
 RequestId RequestTable::next_id() {
@@ -215,6 +225,9 @@ bool RequestTable::place_first() {
   PlacementRequest request;
   request.blocks = run->blocks();
   request.prefill_blocks = run->prefill_blocks();
+  request.kv_parallel = options_.kv_parallel;
+  request.tokens = run->prefill_tokens();
+  request.span = options_.span;
   request.turn = turns_;
   request.draw = policy_->draws ? ctx_.random() : 0;
   request.avoid = run->avoid();
@@ -236,9 +249,11 @@ bool RequestTable::place_first() {
   }
   queue_.erase(queue_.begin());
   ++turns_;
-  Promised& promised = promised_[answer.placement.decode];
-  ++promised.requests;
-  promised.blocks += request.blocks;
+  for (const auto& [node, blocks] : answer.placement.promises(request.blocks)) {
+    Promised& promised = promised_[node];
+    ++promised.requests;
+    promised.blocks += blocks;
+  }
   starting_.insert(run->id());
   run->placed(std::move(answer.placement));
   return true;
@@ -253,12 +268,14 @@ void RequestTable::give_back(RequestRun& run, const std::optional<Placement>& pl
   queue_.erase({run.arrival(), run.id()});
   starting_.erase(run.id());
   if (!placement) return;
-  const auto it = promised_.find(placement->decode);
-  CHECK(it != promised_.end() && it->second.requests > 0 && it->second.blocks >= run.blocks(),
-        "request {} gives back what it was not given", run.id().value);
-  --it->second.requests;
-  it->second.blocks -= run.blocks();
-  if (it->second.requests == 0) promised_.erase(it);
+  for (const auto& [node, blocks] : placement->promises(run.blocks())) {
+    const auto it = promised_.find(node);
+    CHECK(it != promised_.end() && it->second.requests > 0 && it->second.blocks >= blocks,
+          "request {} gives back what it was not given", run.id().value);
+    --it->second.requests;
+    it->second.blocks -= blocks;
+    if (it->second.requests == 0) promised_.erase(it);
+  }
 }
 
 void RequestTable::no_room() {

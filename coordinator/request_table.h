@@ -36,6 +36,8 @@ struct RequestTableOptions {
   uint32_t vocab = 0, max_context = 0;
   uint32_t kv_row_bytes = 0;  // of a token in a layer
   std::string policy = "kv_aware";
+  uint32_t kv_parallel = 1;  // decode ranks of a sequence, at most
+  uint32_t span = 0;         // model::Shape
   RunFacts facts;
   uint64_t coordinator_life = 0;  // the high half of every request id
 };
@@ -88,6 +90,7 @@ class RequestTable final : public RunServices {
     uint64_t blocks = 0;
   };
   base::Status may_enter(Submission& submission) const;
+  uint64_t held_elsewhere(uint32_t tokens) const;
   PlacementView view() const;
   bool place_first();  // false: it has to wait
   std::vector<NodeId> shunned() const;

@@ -28,7 +28,7 @@ void BlockOffers::offer(actor::Context& ctx, Sequence& sequence, model::KvPool& 
         proto::block_key(before, tokens.subspan(keys.size() * kBlockTokens, kBlockTokens)));
   }
   const node::BlockChain chain{sequence.block_root, sequence.space, keys, tokens, kBlockTokens};
-  const model::KvView kv{&pool, sequence.blocks};
+  const model::KvView kv = sequence.kv(pool);
   const uint32_t layers = pool.layers().count();
   for (uint32_t& at = sequence.stored_blocks; at < full; ++at) {
     if (!outbox_.has_room(layers * pool.entry_bytes())) continue;

@@ -23,7 +23,11 @@ struct Counters : experts::ExpertCounters, lookup::NgramCounters {
   double step_seconds_loading = 0;
   uint64_t experts_loaded = 0;
   uint64_t kv_rows_received = 0;
-  uint64_t kv_rows_held = 0;      // of reservations, here already: nobody shipped them
+  uint64_t kv_rows_held = 0;  // of reservations, here already: nobody shipped them
+  // Sequences in shards: questions sent and their bytes with those of the answers, questions
+  // answered, and the time that steps stood still for answers.
+  uint64_t shard_questions = 0, shard_bytes = 0, shard_answers = 0;
+  double shard_wait_seconds = 0;
   uint64_t stale = 0;             // messages of attempts that ended or were overtaken
   uint64_t numerical_faults = 0;  // rows that ceased to be finite
   uint64_t attempts_failed = 0;   // told to the coordinator

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "model/draft_slots.h"
+#include "decode_node/kv_rows.h"
 #include "model/integrity.h"
 #include "node/process.h"
 
@@ -41,6 +41,7 @@ DecodeActor::DecodeActor(DecodeConfig config)
       table_(config_.shape, {.blocks = blocks_in(config_.kv_bytes, config_.shape),
                              .max_batch = config_.max_batch,
                              .max_sequences = config_.max_sequences}),
+      shards_(config_.shape, table_.pool(), counters_),
       outbox_(*this),
       plans_(config_.shape, config_.experts, counters_,
              [this] { return stepping_ || service_.computing() > 0; }),
@@ -109,11 +110,13 @@ Task<void> DecodeActor::scrub(Context& ctx) {
 void DecodeActor::view_changed(Context& ctx, const node::View& view) {
   offers_.view_changed(view);
   plans_.view_changed(ctx, view);
+  watch_shares(ctx);
 }
 
 void DecodeActor::life_lost(Context&) {
   positioned_ = false;
   table_.clear();
+  shards_.clear();
   outbox_.clear();
   offers_.clear();
   plans_.life_lost();
@@ -131,6 +134,7 @@ Task<void> DecodeActor::watch(Context& ctx) {
     for (Sequence* sequence : expired.silent) {
       fail_attempt(ctx, *sequence, base::Code::kDeadline, "no KV has arrived for a minute");
     }
+    watch_shares(ctx);
   }
 }
 
@@ -148,6 +152,7 @@ void DecodeActor::on(Context& ctx, const Incoming<proto::ReserveKv>& in) {
   reply.outcome = Outcome::kNoRoom;
   const bool again = table_.find({in->request, in->attempt}) != nullptr;
   if (membership_.state() == proto::NodeState::kReady) {
+    if (in->attempt > 0) shards_.cancel(in->request, in->attempt - 1);
     reply.outcome = table_.reserve(in.msg, ctx.now());
   }
   Sequence* sequence = table_.find({in->request, in->attempt});
@@ -175,25 +180,10 @@ void DecodeActor::on(Context& ctx, const Incoming<proto::KvLayer>& in) {
 Outcome DecodeActor::take_rows(Context& ctx, const Incoming<proto::KvLayer>& in) {
   const proto::KvLayer& m = in.msg;
   Sequence* sequence = table_.find({m.request, m.attempt});
-  if (sequence == nullptr) return absent({m.request, m.attempt});
-  const size_t row_bytes = config_.shape.kv_row_bytes;
-  const auto range = sequence->intake.classify(m.layer, m.token_begin, m.token_count, m.digest);
-  if (range == KvIntake::Range::kDuplicate) return Outcome::kOk;
-  if (range == KvIntake::Range::kConflict || in.blobs.size() != 1 ||
-      in.blobs[0].size() != m.token_count * row_bytes ||
-      proto::kv_digest(m.layer, m.token_begin, in.blobs[0].view()) != m.digest) {
-    ++counters_.corrupt;
-    ctx.log(Level::kWarn, "kv.layer.corrupt",
-            {{"request", m.request.value}, {"layer", m.layer}, {"from", in.from.node.value}});
-    return Outcome::kCorrupt;
-  }
-  const model::KvView kv{&table_.pool(), sequence->blocks};
-  model::copy_slots_in(kv, config_.shape, m.layer, m.token_begin, m.token_count,
-                       in.blobs[0].view().data());
-  sequence->intake.received(m.layer, m.token_begin, m.token_count, m.digest);
+  if (sequence == nullptr) return take_share_rows(ctx, in);
   sequence->heard = ctx.now();
-  counters_.kv_rows_received += m.token_count;
-  return Outcome::kOk;
+  return take_kv_rows(ctx, in, sequence->kv(table_.pool()), config_.shape, sequence->intake,
+                      counters_);
 }
 
 void DecodeActor::on(Context& ctx, const Incoming<proto::KvCommit>& in) {
@@ -214,7 +204,7 @@ bool DecodeActor::sound(const Incoming<proto::KvCommit>& in) const {
 Outcome DecodeActor::take_commit(Context& ctx, const Incoming<proto::KvCommit>& in) {
   const proto::KvCommit& m = in.msg;
   Sequence* sequence = table_.find({m.request, m.attempt});
-  if (sequence == nullptr) return absent({m.request, m.attempt});
+  if (sequence == nullptr) return take_share_commit(ctx, in);
   const auto verdict = sound(in) ? sequence->intake.commit(m) : KvIntake::Commit::kMalformed;
   if (verdict == KvIntake::Commit::kMalformed) {
     ++counters_.corrupt;
@@ -267,6 +257,7 @@ void DecodeActor::begin_decode(Context& ctx, Sequence& sequence) {
 
 void DecodeActor::on(Context& ctx, const Incoming<proto::Cancel>& in) {
   table_.cancel(in->request, in->attempt);
+  shards_.cancel(in->request, in->attempt);
   ctx.reply(in, proto::Done{});
 }
 
@@ -326,6 +317,8 @@ Task<bool> DecodeActor::compute_step(Context& ctx, const std::vector<Sequence*>&
   step_.assemble(batch, table_.pool(), config_.shape,
                  MicroBatches::passes_for(batch, config_.micro_batches, config_.micro_rows,
                                           exchange_->has_peers()));
+  exchange_->shards().begin();
+  for (StepBatch& part : step_.passes()) exchange_->shards().add(part.pass(), part.members());
   std::vector<base::Future<bool>> passes;
   for (StepBatch& part : step_.passes())
     passes.push_back(
@@ -368,6 +361,11 @@ void DecodeActor::settle(Context& ctx, const std::vector<Sequence*>& batch, bool
     if (sequence.doomed) continue;
     if (!passed) {
       fail_attempt(ctx, sequence, base::Code::kUnavailable, "the step was given up");
+      continue;
+    }
+    if (const ShardExchange::Lost* lost = exchange_->shards().lost(sequence)) {
+      fail_attempt(ctx, sequence, base::Code::kPeerGone, "a share of its KV was lost: " + lost->why,
+                   /*without_cache=*/false, lost->node);
       continue;
     }
     const StepBatch::Next& next = step_.next(row);
@@ -424,18 +422,24 @@ void DecodeActor::tokens_lost(Context& ctx, const SequenceKey& key) {
 }
 
 void DecodeActor::fail_attempt(Context& ctx, Sequence& sequence, base::Code code, std::string what,
-                               bool without_cache) {
-  ctx.log(
-      Level::kWarn, "attempt.failed",
-      {{"request", sequence.key.request.value}, {"attempt", sequence.key.attempt}, {"why", what}});
+                               bool without_cache, base::NodeId blamed) {
+  const SequenceKey key = sequence.key;
+  table_.end(sequence);
+  tell_failure(ctx, key, code, std::move(what), without_cache, blamed);
+}
+
+void DecodeActor::tell_failure(Context& ctx, const SequenceKey& key, base::Code code,
+                               std::string what, bool without_cache, base::NodeId blamed) {
+  ctx.log(Level::kWarn, "attempt.failed",
+          {{"request", key.request.value}, {"attempt", key.attempt}, {"why", what}});
   proto::AttemptFailed message;
-  message.request = sequence.key.request;
-  message.attempt = sequence.key.attempt;
+  message.request = key.request;
+  message.attempt = key.attempt;
   message.code = static_cast<uint16_t>(code);
   message.what = std::move(what);
   message.without_cache = without_cache;
+  message.blamed = blamed;
   ++counters_.attempts_failed;
-  table_.end(sequence);
   ctx.spawn(report(ctx, std::move(message)));
 }
 

@@ -19,6 +19,7 @@
 #include "decode_node/expert_exchange.h"
 #include "decode_node/expert_plans.h"
 #include "decode_node/grammars.h"
+#include "decode_node/kv_shards.h"
 #include "decode_node/micro_batches.h"
 #include "decode_node/sequence_table.h"
 #include "decode_node/token_outbox.h"
@@ -56,8 +57,9 @@ struct DecodeConfig {
 // What this rank holds for others. All zero when idle.
 struct Ledger {
   uint32_t reservations = 0, running = 0, ending = 0, blocks_used = 0;
+  uint32_t shares = 0;   // of other ranks' sequences
   uint32_t outbox = 0;   // token messages unacknowledged, entries waiting
-  uint32_t reports = 0;  // AttemptFailed calls under way
+  uint32_t reports = 0;  // AttemptFailed and KvInUse calls under way
   uint32_t expert_calls = 0,
            expert_jobs = 0;  // asked of others, n-gram rows too; computed for others
   uint32_t ngram_reads = 0;  // for others
@@ -71,9 +73,10 @@ class DecodeActor final : public actor::Actor,
                           private node::MembershipClient::Owner,
                           private TokenOutbox::Owner {
  public:
-  using In = actor::Accepts<proto::HeartbeatReply, proto::ClusterView, proto::ReserveKv,
-                            proto::KvLayer, proto::KvCommit, proto::Cancel, proto::ExpertIn,
-                            proto::ExpertPlan, proto::NgramRows>;
+  using In =
+      actor::Accepts<proto::HeartbeatReply, proto::ClusterView, proto::ReserveKv, proto::KvLayer,
+                     proto::KvCommit, proto::Cancel, proto::ExpertIn, proto::ExpertPlan,
+                     proto::NgramRows, proto::HoldKv, proto::KvQuestion, proto::KvInUse>;
   // KvLayer messages a stage may have unacknowledged.
   static constexpr uint32_t kCredits = 8;
 
@@ -96,6 +99,9 @@ class DecodeActor final : public actor::Actor,
     ngram_.answer(ctx, engine_.get(), in);
   }
   void on(Context& ctx, const Incoming<proto::ExpertPlan>& in) { plans_.on(ctx, in); }
+  void on(Context& ctx, const Incoming<proto::HoldKv>& in);
+  void on(Context& ctx, const Incoming<proto::KvQuestion>& in);
+  void on(Context& ctx, const Incoming<proto::KvInUse>& in);
 
   Ledger ledger() const;
   const Counters& counters() const { return counters_; }
@@ -133,7 +139,18 @@ class DecodeActor final : public actor::Actor,
   void emit(Sequence& sequence, std::vector<TokenId> tokens,
             std::vector<proto::LogprobFields> logprobs);
   void fail_attempt(Context& ctx, Sequence& sequence, base::Code code, std::string what,
-                    bool without_cache = false);
+                    bool without_cache = false, base::NodeId blamed = {});
+  void tell_failure(Context& ctx, const SequenceKey& key, base::Code code, std::string what,
+                    bool without_cache, base::NodeId blamed);
+
+  // --- decode_shards.cc
+  proto::Outcome take_share_rows(Context& ctx, const Incoming<proto::KvLayer>& in);
+  proto::Outcome take_share_commit(Context& ctx, const Incoming<proto::KvCommit>& in);
+  void watch_shares(Context& ctx);
+  void end_share(KvShards::Share& share);
+  void fail_share(Context& ctx, KvShards::Share& share, base::Code code, std::string what,
+                  bool without_cache);
+  Task<void> ask_owner(Context& ctx, SequenceKey key, base::NodeId owner);
   Task<void> report(Context& ctx, proto::AttemptFailed message);
 
   // Constant after construction.
@@ -143,6 +160,7 @@ class DecodeActor final : public actor::Actor,
   node::MembershipClient membership_;
   Grammars grammars_;  // outlives the sequences that use them
   SequenceTable table_;
+  KvShards shards_;
   TokenOutbox outbox_;
   BlockOffers offers_;
   ExpertPlans plans_;

@@ -51,6 +51,11 @@ void DecodeActor::fill(proto::Heartbeat& beat) {
   count("expert_epoch", static_cast<double>(plans_.epoch()));
   count("kv_rows_received_total", static_cast<double>(c.kv_rows_received));
   count("kv_rows_held_total", static_cast<double>(c.kv_rows_held));
+  count("shards_held", shards_.size());
+  count("shard_questions_total", static_cast<double>(c.shard_questions));
+  count("shard_answers_total", static_cast<double>(c.shard_answers));
+  count("shard_bytes_total", static_cast<double>(c.shard_bytes));
+  count("shard_wait_seconds_total", c.shard_wait_seconds);
   count("store_entries_put_total", static_cast<double>(offers_.counters().stored));
   count("store_entries_dropped_total", static_cast<double>(offers_.counters().dropped));
   count("transport_corrupt_total", static_cast<double>(c.corrupt + c.ngram_corrupt));
@@ -72,8 +77,9 @@ Ledger DecodeActor::ledger() const {
   ledger.blocks_used = table_.pool().used();
   ledger.outbox = outbox_.in_flight() + static_cast<uint32_t>(outbox_.waiting());
   ledger.reports = reports_;
+  ledger.shares = shards_.size();
   ledger.expert_calls = exchange_ ? exchange_->in_flight() : 0;
-  ledger.expert_jobs = service_.computing();
+  ledger.expert_jobs = service_.computing() + shards_.answering();
   ledger.ngram_reads = ngram_.reading();
   ledger.storing = static_cast<uint32_t>(offers_.pending());
   ledger.compiling = static_cast<uint32_t>(grammars_.compiling());

@@ -42,7 +42,7 @@ void Drafter::run(model::Engine& engine, std::span<Sequence* const> members, mod
     const std::span<const TokenId> tokens(member->tokens);
     model::Drafting drafting;
     drafting.state = &*member->speculation;
-    drafting.kv = model::KvView{&pool, member->blocks};
+    drafting.kv = member->kv(pool);
     drafting.tokens = tokens;
     if (!catch_up_only) {
       const uint32_t left = member->most_emitted - member->emitted();

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "decode_node/counters.h"
+#include "decode_node/shard_exchange.h"
 #include "experts/expert_dispatch.h"
 #include "lookup/ngram_lookup.h"
 #include "model/forward.h"
@@ -25,21 +26,26 @@ class ExpertExchange final : public model::Site {
         engine_(engine),
         view_(view),
         counters_(counters),
-        dispatch_(ctx, engine, proto::kDecode, counters, &routes) {}
+        dispatch_(ctx, engine, proto::kDecode, counters, &routes),
+        shards_(ctx, engine, counters) {}
 
   base::Task<void> compute(std::function<void()> job, uint32_t rows) override;
   base::Task<bool> run_experts(uint32_t layer, model::Pass& pass) override;
   base::Task<void> look_up(model::Pass& pass) override;
+  base::Task<bool> attend_shards(uint32_t layer, uint32_t j, model::Pass& pass) override {
+    return shards_.attend(*this, layer, j, pass);
+  }
 
   // The passes of a step begin; several may be under way at once.
   void begin_step() { computed_at_ = ctx_.now(); }
   bool has_peers() const { return ready_ranks().size() > 1; }
 
+  ShardExchange& shards() { return shards_; }
   // From now on the ready ranks share the n-gram tables.
   void share_ngram() { lookup_.emplace(ctx_, engine_, proto::kDecode, counters_); }
   // Calls to peers.
   uint32_t in_flight() const {
-    return dispatch_.in_flight() + (lookup_ ? lookup_->in_flight() : 0);
+    return dispatch_.in_flight() + shards_.in_flight() + (lookup_ ? lookup_->in_flight() : 0);
   }
 
  private:
@@ -52,6 +58,7 @@ class ExpertExchange final : public model::Site {
   Counters& counters_;
   // Owned state.
   experts::ExpertDispatch dispatch_;
+  ShardExchange shards_;
   std::optional<lookup::NgramLookup> lookup_;  // where n-gram tables are shared
   uint32_t jobs_ = 0;                          // of the step's passes, not done yet
   base::Time computed_at_{};                   // when there was one last

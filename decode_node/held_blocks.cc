@@ -9,6 +9,7 @@ namespace decode {
 uint32_t common_blocks(const Sequence& holder, const proto::ReserveKv& wanted,
                        const model::Shape& shape) {
   if (holder.final_blocks == 0 || holder.block_root == base::Hash128{}) return 0;
+  if (!holder.away.empty() || !wanted.shares.empty()) return 0;  // what leads is elsewhere
   if (holder.block_root != wanted.block_root) return 0;
   const auto [end, ignored] = std::ranges::mismatch(holder.tokens, wanted.tokens);
   const auto common = static_cast<uint32_t>(end - holder.tokens.begin());

@@ -4,7 +4,7 @@
 //
 // The tokens are compared, all of them, and the root that block names are chained to (model,
 // layout, arithmetic, the tenant's salt): another tenant's blocks are never found, and no equal
-// hash stands for equal tokens. Pure.
+// hash stands for equal tokens. Sequences in shards neither give nor take. Pure.
 #pragma once
 #include <map>
 #include <span>

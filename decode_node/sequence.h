@@ -31,8 +31,13 @@ struct Sequence {
   uint32_t most_emitted = 0;  // min(max_tokens, what the context leaves)
   std::vector<model::BlockId> blocks;
   uint32_t held_blocks = 0;  // leading ones that another sequence had filled before (held_blocks.h)
-  uint32_t final_blocks = 0;        // leading ones in which no row of any layer is written any more
-  base::Hash128 block_root, space;  // of the names of its blocks; zero: not to be stored
+  uint32_t final_blocks = 0;  // leading ones in which no row of any layer is written any more
+  // Where others hold the sequence's first positions (proto/shards.h): what, who, and the first
+  // block that is here.
+  std::vector<model::KvRange> away;
+  std::vector<base::NodeId> holders;
+  uint32_t first_block = 0;
+  base::Hash128 block_root, space;        // of the names of its blocks; zero: not to be stored
   std::vector<base::Hash128> block_keys;  // of the full blocks, as far as they were needed
   uint32_t stored_blocks = 0;             // leading ones that were offered, here or by prefill
   KvIntake intake;
@@ -53,6 +58,7 @@ struct Sequence {
   bool in_step = false;
   bool doomed = false;  // ended while in a step: freed at its end, its result is dropped
 
+  model::KvView kv(model::KvPool& pool) const { return {&pool, blocks, first_block}; }
   // Constrained, and not to be run before it has its grammar.
   bool waits_for_grammar() const {
     return sampling.grammar.kind != base::GrammarKind::kNone && !matcher;

@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "decode_node/drafter.h"
 #include "model/draft_slots.h"
+#include "model/kv_split.h"
 #include "model/sampler.h"
 
 namespace decode {
@@ -36,7 +37,20 @@ bool SequenceTable::plausible(const proto::ReserveKv& m) const {
   if (m.tokens.size() >= shape_.max_context) return false;
   if (!proto::plausible(m.sampling)) return false;
   if (m.tokens.size() - m.prompt_tokens >= m.sampling.max_tokens) return false;
+  if (!plausible_shares(m)) return false;
   return std::ranges::all_of(m.tokens, [this](TokenId id) { return id < shape_.vocab; });
+}
+
+// Shares follow each other from the first position on, each with another rank; at least a block of
+// the tokens is ours.
+bool SequenceTable::plausible_shares(const proto::ReserveKv& m) const {
+  uint32_t at = 0;
+  for (const proto::KvShare& share : m.shares) {
+    if (!share.node || share.begin != at || shape_.span == 0) return false;
+    if (!model::is_share({share.begin, share.end}, shape_.span)) return false;
+    at = share.end;
+  }
+  return at == 0 || at + model::kBlockTokens <= m.tokens.size();
 }
 
 Outcome SequenceTable::reserve(const proto::ReserveKv& m, Time now) {
@@ -48,8 +62,9 @@ Outcome SequenceTable::reserve(const proto::ReserveKv& m, Time now) {
   if (sequences_.size() >= options_.max_sequences) return Outcome::kNoRoom;
 
   const uint32_t most = std::min(m.sampling.max_tokens, shape_.max_context - m.prompt_tokens);
+  const uint32_t first = m.shares.empty() ? 0 : m.shares.back().end;
   const std::span<const model::BlockId> held = held_blocks(m);
-  const auto own = model::KvPool::blocks_for(m.prompt_tokens + most) - held.size();
+  const auto own = model::KvPool::blocks_for(m.prompt_tokens + most - first) - held.size();
   auto blocks = pool_.allocate(static_cast<uint32_t>(own));
   if (!blocks) return Outcome::kNoRoom;
   shared_.share(held);
@@ -67,9 +82,15 @@ Outcome SequenceTable::reserve(const proto::ReserveKv& m, Time now) {
   sequence->block_root = m.block_root;
   sequence->space = m.space;
   sequence->stored_blocks = static_cast<uint32_t>(m.tokens.size()) / model::kBlockTokens;
-  sequence->intake = KvIntake(
-      shape_.kv_layers(), static_cast<uint32_t>(m.tokens.size()),
-      [&](uint32_t layer) { return model::slots_in_blocks(shape_, layer, sequence->held_blocks); });
+  sequence->first_block = first / model::kBlockTokens;
+  for (const proto::KvShare& share : m.shares) {
+    sequence->away.push_back({share.begin, share.end});
+    sequence->holders.push_back(share.node);
+  }
+  const auto first_of = [&](uint32_t layer) {
+    return first + model::slots_in_blocks(shape_, layer, sequence->held_blocks);
+  };
+  sequence->intake = KvIntake(shape_.kv_layers(), static_cast<uint32_t>(m.tokens.size()), first_of);
   sequence->deadline = now + allowed;
   sequence->heard = now;
   sequence->tokens.reserve(m.prompt_tokens + most);

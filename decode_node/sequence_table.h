@@ -74,6 +74,7 @@ class SequenceTable {
   bool plausible(const proto::ReserveKv& message) const;
   // Leading blocks of a living sequence that begins like this one, as many as there are.
   std::span<const model::BlockId> held_blocks(const proto::ReserveKv& message) const;
+  bool plausible_shares(const proto::ReserveKv& message) const;
   void remember(const SequenceKey& key);
   void drop(Sequence& sequence);
 

@@ -24,7 +24,8 @@ void StepBatch::assemble(std::span<Sequence* const> members, model::KvPool& pool
     if (member->speculation) drafts = member->speculation->drafts();
     segment.count = 1 + static_cast<uint32_t>(drafts.size());
     segment.position = position;
-    segment.kv = model::KvView{&pool, member->blocks};
+    segment.kv = member->kv(pool);
+    segment.away = member->away;
     segment.context = std::span<const TokenId>(member->tokens).subspan(position - back, back);
     pass_.tokens.push_back(member->tokens.back());
     pass_.tokens.insert(pass_.tokens.end(), drafts.begin(), drafts.end());

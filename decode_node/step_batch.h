@@ -20,6 +20,7 @@ class StepBatch {
   void assemble(std::span<Sequence* const> members, model::KvPool& pool, const model::Shape& shape);
   model::Pass& pass() { return pass_; }
   const model::Pass& pass() const { return pass_; }
+  std::span<Sequence* const> members() const { return members_; }
 
   struct Next {
     bool finite = false;  // false: a numerical error in the first row; nothing was sampled

@@ -40,7 +40,7 @@ base::Blob slots_of(const KvView& kv, const Shape& shape, uint32_t layer, uint32
 void copy_slots_in(const KvView& kv, const Shape& shape, uint32_t layer, uint32_t begin,
                    uint32_t count, const std::byte* in) {
   if (layer < shape.layers) return copy_rows_in(kv, layer, begin, count, in);
-  if (begin == 0 && count > 0) {
+  if (begin == kv.begin() && count > 0) {
     in += shape.kv_row_bytes;
     ++begin;
     --count;

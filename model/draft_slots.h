@@ -2,7 +2,8 @@
 // position p. In the drafting block's layer (shape.layers) slot p is the row of position p − 1,
 // which is made of the hidden row p − 1 and of token p: so the slots of a sequence of T tokens are
 // known when its tokens are, and those of a block when the block's are. Slot 0 there is zero, and
-// so is in every slot the place of attention 1, which the block has none of.
+// so is in every slot the place of attention 1, which the block has none of. Where `kv` begins
+// later (kv_split.h), the row before its first is not taken in.
 #pragma once
 #include "base/bytes.h"
 #include "model/engine.h"

@@ -32,6 +32,7 @@ namespace model {
 
 class Integrity;
 class NgramTables;
+class ShardedAttention;
 
 using base::TokenId;
 
@@ -45,6 +46,7 @@ struct Shape {
   uint32_t kv_row_bytes = 0;  // of one token in one layer
   // Of these the part of attention j begins at j · kv_latent_bytes; after both comes the index key.
   uint32_t kv_latent_bytes = 0;
+  uint32_t span = 0;           // positions of an attention span: what a sequence may be cut by
   uint32_t ngram_context = 0;  // earlier token ids the embedding looks back on
   uint32_t max_context = 0;
   uint32_t mtp_steps = 0;  // draft steps the loaded engine offers; its KV is layer `layers`
@@ -71,6 +73,9 @@ struct Segment {
   KvView kv;  // holds valid rows for positions < position; blocks reach position + count
   std::span<const TokenId>
       context;  // the ≤ ngram_context ids before `position`, oldest first; fewer only at the start
+  // What other ranks hold: all positions before kv.begin(), in order (kv_split.h). Empty: nothing,
+  // or the segment attends only what is here (the drafting block of a sequence in shards).
+  std::span<const KvRange> away = {};
 };
 
 // One trip of some rows through some layers, with all scratch memory. Reused between trips: begin()
@@ -138,6 +143,9 @@ class Engine {
   // before each segment's end are there, from wherever they came.
   virtual void begin_attend(uint32_t layer, uint32_t j, Pass& pass);
   virtual void end_attend(uint32_t layer, uint32_t j, Pass& pass);
+  // Takes the place of end_attend() where a segment has KV away (sharded_attention.h). Null: such
+  // segments are not offered.
+  virtual ShardedAttention* sharded() { return nullptr; }
   // x ← RMS(h; post_attention_layernorm.0); expert ids and weights of every row. Sizes expert_out.
   virtual void route(uint32_t layer, Pass& pass) = 0;
   // j = 0: h += MLP_0(x).   j = 1: h += MLP_1(RMS(h; post_attention_layernorm.1)).
@@ -281,6 +289,7 @@ struct OracleOptions {
   uint32_t mtp_steps = 0;
   // So many of a hundred choices fall on one expert of eight, others in each layer; 0: even.
   uint32_t skew_percent = 0;
+  uint32_t span = 64;
 };
 std::unique_ptr<Engine> make_oracle_engine(const OracleOptions& options);
 

@@ -1,6 +1,10 @@
 #include "model/forward.h"
 
+#include <algorithm>
 #include <optional>
+
+#include "base/check.h"
+#include "model/sharded_attention.h"
 
 namespace model {
 
@@ -89,6 +93,42 @@ base::Task<bool> shared_layer(LayerStep step, Site& site) {
   co_return home&& gathered;
 }
 
+// As whole_layer(), but some segments' KV is on other ranks too: an attention ends when they have
+// said their part of it. The experts' rows are away meanwhile, as ever.
+base::Task<bool> sharded_layer(LayerStep step, Site& site) {
+  const uint32_t rows = step.pass.rows();
+  std::function<void()> arrive = [step] {
+    step.arrive();
+    step.engine.begin_attend(step.layer, 0, step.pass);
+  };
+  base::Task<void> first = site.compute(std::move(arrive), rows);
+  co_await std::move(first);
+  base::Task<bool> attend = site.attend_shards(step.layer, 0, step.pass);
+  if (!co_await std::move(attend)) co_return false;
+  std::function<void()> route = [step] { step.engine.route(step.layer, step.pass); };
+  base::Task<void> second = site.compute(std::move(route), rows);
+  co_await std::move(second);
+
+  base::Future<bool> shortcut = base::start(site.run_experts(step.layer, step.pass));
+
+  std::function<void()> dense = [step] {
+    step.engine.mlp(step.layer, 0, step.pass);
+    step.engine.begin_attend(step.layer, 1, step.pass);
+  };
+  base::Task<void> third = site.compute(std::move(dense), rows);
+  co_await std::move(third);
+  base::Task<bool> again = site.attend_shards(step.layer, 1, step.pass);
+  const bool attended = co_await std::move(again);
+  if (attended) {
+    std::function<void()> rest = [step] { step.finish(); };
+    base::Task<void> fourth = site.compute(std::move(rest), rows);
+    co_await std::move(fourth);
+    site.kv_ready(step.layer, step.pass);
+  }
+  const bool home = co_await shortcut;
+  co_return home&& attended;
+}
+
 // Two hops to the computing side per layer: a layer's combine waits for the next layer's first job,
 // and MLP 1 goes with attention 1. So a layer's KV leaves before its experts are home and before
 // anything of the next layer computes.
@@ -123,7 +163,17 @@ base::Task<bool> whole_layer(LayerStep step, Site& site) {
 
 }  // namespace
 
+bool has_shards(const Pass& pass) {
+  return std::ranges::any_of(pass.segments,
+                             [](const Segment& segment) { return !segment.away.empty(); });
+}
+
 base::Task<bool> Site::gather(uint32_t, uint32_t, Pass&) { co_return true; }
+
+base::Task<bool> Site::attend_shards(uint32_t, uint32_t, Pass&) {
+  CHECK(false, "a pass with KV away where nobody is asked for it");
+  co_return false;
+}
 
 base::Task<bool> forward(Engine& engine, LayerRange layers, Pass& pass, Site& site) {
   pass.faulty.assign(pass.rows(), 0);
@@ -131,10 +181,12 @@ base::Task<bool> forward(Engine& engine, LayerRange layers, Pass& pass, Site& si
     base::Task<void> rows = site.look_up(pass);
     co_await std::move(rows);
   }
+  const auto one_layer = has_shards(pass)         ? sharded_layer
+                         : site.shares_sequence() ? shared_layer
+                                                  : whole_layer;
   for (uint32_t layer = layers.begin; layer < layers.end; ++layer) {
     const LayerStep step{engine, pass, layer, layer == layers.begin};
-    base::Task<bool> run =
-        site.shares_sequence() ? shared_layer(step, site) : whole_layer(step, site);
+    base::Task<bool> run = one_layer(step, site);
     if (!co_await std::move(run)) co_return false;
   }
   if (layers.count() > 0) {

@@ -35,6 +35,9 @@ class Site {
   // of the others. false: they could not be had; the pass is void.
   virtual bool shares_sequence() const { return false; }
   virtual base::Task<bool> gather(uint32_t layer, uint32_t j, Pass& pass);
+  // For a pass in which a segment has KV away: attention j, from its begin_attend() to its end,
+  // with those who hold the rest (sharded_attention.h). false: the pass is void.
+  virtual base::Task<bool> attend_shards(uint32_t layer, uint32_t j, Pass& pass);
 };
 
 // Runs pass.tokens through `layers`: embeds when layers.begin == 0, else pass.h holds the rows from

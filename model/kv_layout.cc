@@ -96,6 +96,7 @@ Shape shape_of(const ModelConfig& config, const base::Hash128& model_digest,
   const KvLayout layout_of_rows(config, options.kv);
   shape.kv_row_bytes = layout_of_rows.row_bytes();
   shape.kv_latent_bytes = layout_of_rows.part_bytes();
+  shape.span = options.span;
   shape.ngram_context = config.ngram ? config.ngram->order - 1 : 0;
   shape.max_context = config.max_position;
   shape.mtp_steps = options.mtp ? config.mtp_layers : 0;

@@ -81,8 +81,9 @@ void for_each_run(const KvView& kv, uint32_t layer, uint32_t begin, uint32_t cou
   uint32_t done = 0;
   while (done < count) {
     const uint32_t position = begin + done;
-    CHECK(position / kBlockTokens < kv.blocks.size(),
-          "position {} is past the sequence's {} blocks", position, kv.blocks.size());
+    CHECK(position >= kv.begin() && position / kBlockTokens - kv.first_block < kv.blocks.size(),
+          "position {} is not in the {} blocks from position {} on", position, kv.blocks.size(),
+          kv.begin());
     const uint32_t run = std::min(count - done, kBlockTokens - position % kBlockTokens);
     f(kv.row(layer, position), done, run);
     done += run;
@@ -104,7 +105,7 @@ void copy_rows_in(const KvView& kv, uint32_t layer, uint32_t begin, uint32_t cou
   const size_t bytes = kv.pool->row_bytes();
   for_each_run(kv, layer, begin, count, [&](std::byte* row, uint32_t at, uint32_t rows) {
     std::memcpy(row, in + at * bytes, rows * bytes);
-    kv.pool->changed(kv.blocks[(begin + at) / kBlockTokens], layer);
+    kv.pool->changed(kv.block((begin + at) / kBlockTokens), layer);
   });
 }
 

@@ -82,17 +82,28 @@ class KvPool {
   size_t derived_bytes_ = 0;  // of an entry
 };
 
-// One sequence's KV: its blocks in position order.
+// Positions [begin, end) of a sequence.
+struct KvRange {
+  uint32_t begin = 0, end = 0;
+  uint32_t count() const { return end - begin; }
+  bool operator==(const KvRange&) const = default;
+};
+
+// One sequence's KV: its blocks in position order. Of a sequence that several ranks hold
+// (kv_split.h) a run of them.
 struct KvView {
   KvPool* pool = nullptr;
   std::span<const BlockId> blocks;
+  uint32_t first_block = 0;  // of the sequence, that is here; positions before it are elsewhere
+  uint32_t begin() const { return first_block * kBlockTokens; }  // the first position here
+  BlockId block(uint32_t index) const { return blocks[index - first_block]; }
   // Where a row is about to be written.
   std::byte* write_row(uint32_t layer, uint32_t position) const {
-    pool->changed(blocks[position / kBlockTokens], layer);
+    pool->changed(block(position / kBlockTokens), layer);
     return row(layer, position);
   }
   std::byte* row(uint32_t layer, uint32_t position) const {
-    return pool->entry(blocks[position / kBlockTokens], layer) +
+    return pool->entry(block(position / kBlockTokens), layer) +
            static_cast<size_t>(position % kBlockTokens) * pool->row_bytes();
   }
 };

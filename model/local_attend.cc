@@ -34,15 +34,15 @@ class TileWalk {
     size_t offset = 0;  // of the latent in a KV row
     uint32_t span = 0;  // positions of one
   };
-  // chosen: empty for all positions before `end`.
-  void start(const Cache& cache, std::span<const uint32_t> chosen, uint32_t end) {
+  // chosen: empty for all positions of the range, which begins with a span.
+  void start(const Cache& cache, std::span<const uint32_t> chosen, KvRange range) {
     cache_ = cache;
     chosen_ = chosen;
-    total_ = chosen.empty() ? end : static_cast<uint32_t>(chosen.size());
-    at_ = 0;
+    total_ = chosen.empty() ? range.end : static_cast<uint32_t>(chosen.size());
+    at_ = chosen.empty() ? range.begin : 0;
     rows_.resize(chosen.empty() ? 2 * kTile : chosen.size());
     for (uint32_t i = 0; i < chosen.size(); ++i) rows_[i] = row(chosen[i]);
-    if (chosen.empty()) fill(0);
+    if (chosen.empty()) fill(at_);
   }
 
   Stretch next() {
@@ -115,17 +115,32 @@ class SpanTree {
     carry(/*empty=*/false);
     ++spans_;
   }
-  // out: row r's output, divided, `stride` apart.
-  void finish(float* out) {
-    const Level* whole = nullptr;
-    for (uint32_t level = 1; (spans_ >> (level - 1)) != 0; ++level) {
-      if (((spans_ >> (level - 1)) & 1) == 0) continue;
-      if (whole != nullptr) merge(levels_[level], *whole, levels_[level]);
-      whole = &levels_[level];
+  // The span at hand is a whole subtree that begins with it, as finish() left its rows there.
+  void set(const ShardPartials& partials, size_t first_row) {
+    for (uint32_t r = 0; r < rows_; ++r) {
+      const size_t from = first_row + r;
+      if (partials.l[from] == 0.0f) continue;
+      set(r, partials.m[from], partials.l[from]);
+      std::copy_n(partials.o.data() + from * width_, width_, outputs() + r * stride_);
     }
+  }
+  // out: row r's output, divided, `width` apart.
+  void finish(float* out) {
+    const Level& all = *whole();
     for (uint32_t r = 0; r < rows_; ++r)
-      divide_outputs(whole->o.as<float>() + r * stride_, whole->l[r], width_,
+      divide_outputs(all.o.as<float>() + r * stride_, all.l[r], width_,
                      out + static_cast<size_t>(r) * width_);
+  }
+  // As partials, those of row r at first_row + r; rows without a position stay as they are there.
+  void finish(ShardPartials& out, size_t first_row) {
+    const Level* all = whole();
+    for (uint32_t r = 0; all != nullptr && r < rows_; ++r) {
+      if (all->empty[r]) continue;
+      out.m[first_row + r] = all->m[r];
+      out.l[first_row + r] = all->l[r];
+      std::copy_n(all->o.as<float>() + r * stride_, width_,
+                  out.o.data() + (first_row + r) * width_);
+    }
   }
 
  private:
@@ -146,6 +161,16 @@ class SpanTree {
       it.empty.resize(rows_, true);
     }
     return it;
+  }
+  // All of it, merged; null: there was no span.
+  const Level* whole() {
+    const Level* all = nullptr;
+    for (uint32_t level = 1; (spans_ >> (level - 1)) != 0; ++level) {
+      if (((spans_ >> (level - 1)) & 1) == 0) continue;
+      if (all != nullptr) merge(levels_[level], *all, levels_[level]);
+      all = &levels_[level];
+    }
+    return all;
   }
   // Adds levels_[0] as span number spans_: what it completes merges into ever larger subtrees.
   void carry(bool empty) {
@@ -228,8 +253,9 @@ class LocalAttention::Worker {
                 c_.kv_lora % kMostLanes != 0 || c_.latent() % 2 != 0),
         first_row_(static_cast<size_t>(task.segment->row + task.first) * c_.heads + task.head),
         s_(s) {
+    const uint32_t end = task.segment->position + task.first + task.count;
     own_.walk.start({task.segment->kv, site.layer, of.kv_.latent_at(site.j), of.span_}, task.chosen,
-                    task.segment->position + task.first + task.count);
+                    {task.range.begin, std::min(task.range.end, end)});
   }
 
   void run() {
@@ -246,7 +272,11 @@ class LocalAttention::Worker {
       }
       end_span(span);
     }
-    own_.tree.finish(s_.out_latent.data() + first_row_ * c_.kv_lora);
+    if (task_.partials == nullptr) {
+      own_.tree.finish(s_.out_latent.data() + first_row_ * c_.kv_lora);
+    } else {
+      own_.tree.finish(*task_.partials, task_.first * size_t{c_.heads} + task_.head);
+    }
   }
 
  private:
@@ -290,7 +320,7 @@ class LocalAttention::Worker {
   }
 
   void begin_span(uint32_t span) {
-    own_.tree.begin_span(span);
+    own_.tree.begin_span(span - task_.range.begin / of_.span_);
     for (GroupState& state : own_.states) state.reset();
   }
 
@@ -370,27 +400,61 @@ void LocalAttention::split_heads(std::vector<AttentionTask>& tasks) const {
   }
 }
 
-void LocalAttention::attend_rows(const AttentionSite& site, const Pass& pass,
-                                 AttentionScratch& s) const {
+// The queries of a segment over the positions of `range` that are here.
+void LocalAttention::add_tasks(const Segment& segment, const AttentionScratch& s, KvRange range,
+                               ShardPartials* partials, std::vector<AttentionTask>& tasks) const {
   const uint32_t group = std::max(1u, most_rows(config_.kv_lora) / config_.heads);
-  s.out_latent.resize(static_cast<size_t>(pass.rows()) * config_.heads * config_.kv_lora);
-  s.tasks.clear();
-  for (const Segment& segment : pass.segments) {
-    for (uint32_t i = 0; i < segment.count;) {
-      const std::vector<uint32_t>& chosen = s.chosen[segment.row + i];
-      uint32_t count = 1;
-      while (chosen.empty() && count < group && i + count < segment.count &&
-             s.chosen[segment.row + i + count].empty())
-        ++count;
-      s.tasks.push_back({&segment, i, count, /*head=*/0, config_.heads, chosen});
-      i += count;
+  const auto all = [&](uint32_t i) { return s.chosen[segment.row + i].empty(); };
+  for (uint32_t i = 0; i < segment.count;) {
+    AttentionTask task{&segment, i, 1, /*head=*/0, config_.heads, {}, range, partials};
+    if (!all(i)) {
+      task.chosen = positions_within(s.chosen[segment.row + i], range);
+      // Of partials there is none; a row of its own attends what is here.
+      if (!task.chosen.empty() || partials == nullptr) tasks.push_back(task);
+      ++i;
+      continue;
     }
+    while (task.count < group && i + task.count < segment.count && all(i + task.count))
+      ++task.count;
+    i += task.count;
+    if (segment.position + i > range.begin) tasks.push_back(task);
   }
+}
+
+void LocalAttention::run_tasks(const AttentionSite& site, AttentionScratch& s) const {
   split_heads(s.tasks);
   // The longest come last in a segment: they start first.
   std::reverse(s.tasks.begin(), s.tasks.end());
   compute_.threads.run(static_cast<uint32_t>(s.tasks.size()),
                        [&](uint32_t task) { Worker(*this, site, s.tasks[task], s).run(); });
+}
+
+void LocalAttention::attend_rows(const AttentionSite& site, const Pass& pass,
+                                 AttentionScratch& s) const {
+  s.out_latent.resize(static_cast<size_t>(pass.rows()) * config_.heads * config_.kv_lora);
+  s.tasks.clear();
+  for (const Segment& segment : pass.segments)
+    if (segment.away.empty())
+      add_tasks(segment, s, {segment.kv.begin(), kNoEnd}, /*partials=*/nullptr, s.tasks);
+  for (ShardedRows& rows : s.sharded)
+    for (ShardedRows::Part& part : rows.own())
+      add_tasks(*rows.segment, s, part.range, &part.partials, s.tasks);
+  run_tasks(site, s);
+}
+
+void LocalAttention::merge_parts(const ShardedRows& rows, AttentionScratch& s) const {
+  const uint32_t heads = config_.heads;
+  compute_.threads.run(rows.segment->count, [&](uint32_t row) {
+    SpanTree& tree = buffers().tree;
+    tree.start(heads, config_.kv_lora);
+    for (const ShardedRows::Part& part : rows.parts) {
+      tree.begin_span(part.range.begin / span_);
+      tree.set(part.partials, size_t{row} * heads);
+      tree.end_span();
+    }
+    const size_t first = (rows.segment->row + size_t{row}) * heads;
+    tree.finish(s.out_latent.data() + first * config_.kv_lora);
+  });
 }
 
 }  // namespace model

@@ -231,22 +231,28 @@ void LocalAttention::begin(const AttentionSite& site, Pass& pass, AttentionScrat
   const bool chooses = site.indexer != nullptr && positions == Positions::kOwn;
   project(site, pass, s, scores(pass, chooses));
   write_rows(site, pass, s);
+  s.sharded.clear();
+  if (config_.indexer && !chooses) return;  // the sets stay as given
+  s.chosen.resize(pass.rows());
+  for (std::vector<uint32_t>& set : s.chosen) set.clear();
 }
 
 void LocalAttention::end(const AttentionSite& site, Pass& pass, AttentionScratch& s,
                          Positions positions) const {
   const bool chooses = site.indexer != nullptr && positions == Positions::kOwn;
-  if (!config_.indexer || chooses) {
-    s.chosen.resize(pass.rows());
-    for (std::vector<uint32_t>& set : s.chosen) set.clear();
-  }
   CHECK(s.chosen.size() == pass.rows(), "{} position sets for {} rows", s.chosen.size(),
         pass.rows());
-  if (scores(pass, chooses))
-    index_->choose(site.layer, pass, {s.index_q.data(), s.index_w.data(), probe_}, s.index,
-                   s.chosen);
+  if (scores(pass, chooses)) choose(site, pass, s);
   attend_rows(site, pass, s);
   project_values(site, pass, s);
+}
+
+// Of all rows but those of segments with KV away.
+void LocalAttention::choose(const AttentionSite& site, const Pass& pass,
+                            AttentionScratch& s) const {
+  index_->choose(site.layer, pass, {s.index_q.data(), s.index_w.data(), probe_}, s.index, s.chosen);
+  for (const Segment& segment : pass.segments)
+    if (segment.kv.first_block > 0 && segment.away.empty()) choose_here(site, segment, s);
 }
 
 void LocalAttention::run(const AttentionSite& site, Pass& pass, AttentionScratch& s,

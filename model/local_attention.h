@@ -2,6 +2,7 @@
 // any attention of the model, the drafting block's included. The steps and their order are
 // docs/NUMERICS.md, "Attention" and "Indexer".
 #pragma once
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -11,6 +12,8 @@
 #include "model/local_index.h"
 #include "model/multiply.h"
 #include "model/numerics.h"
+#include "model/shard_wire.h"
+#include "model/sharded_attention.h"
 
 namespace model {
 
@@ -46,14 +49,33 @@ enum class Positions : uint8_t {
   kGiven  // those in AttentionScratch::chosen
 };
 
-// Queries [first, first + count) of a segment over all positions up to their own, or one query over
-// its chosen set; of one query perhaps some heads only.
+inline constexpr uint32_t kNoEnd = std::numeric_limits<uint32_t>::max();
+
+// Queries [first, first + count) of a segment over all positions of a range up to their own, or one
+// query over its chosen set; of one query perhaps some heads only.
 struct AttentionTask {
   const Segment* segment = nullptr;
   uint32_t first = 0, count = 0;
   uint32_t head = 0, heads = 0;
-  std::span<const uint32_t> chosen;
+  std::span<const uint32_t> chosen;  // in the range
+  KvRange range{0, kNoEnd};
+  ShardPartials* partials = nullptr;  // of the segment's rows, what comes out; null: out_latent
 };
+
+// A segment with KV away, on its way through an attention (sharded_attention.h).
+struct ShardedRows {
+  struct Part {  // an aligned subtree of spans
+    KvRange range;
+    ShardPartials partials;
+  };
+  const Segment* segment = nullptr;
+  std::vector<Part> parts;  // those away, as in segment->away, then those here, in order
+  std::vector<std::vector<IndexCandidates>> candidates;  // [shares + 1, rows]; those here come last
+  std::span<Part> own() { return std::span(parts).subspan(segment->away.size()); }
+};
+
+// Of ascending positions those in the range.
+std::span<const uint32_t> positions_within(std::span<const uint32_t> positions, KvRange range);
 
 struct AttentionScratch {
   // [rows]: the LSA set, ascending; empty: every position up to the row's own.
@@ -75,6 +97,7 @@ struct AttentionScratch {
   std::vector<Product> products;
   std::vector<AttentionTask> tasks;
   IndexScratch index;
+  std::vector<ShardedRows> sharded;  // of this pass; empty but between steps of sharded attention
 };
 
 class LocalAttention {
@@ -92,6 +115,17 @@ class LocalAttention {
   void end(const AttentionSite& site, Pass& pass, AttentionScratch& s,
            Positions positions = Positions::kOwn) const;
   void set_probe(Probe* probe) { probe_ = probe; }
+
+  // --- sharded_attention.h, after begin(); local_shards.cc
+  bool shards_choose(const AttentionSite& site, const Pass& pass) const;
+  base::Bytes question(const AttentionScratch& s, const Pass& pass, const ShardRef& ref,
+                       ShardStep step) const;
+  void own(const AttentionSite& site, Pass& pass, AttentionScratch& s, ShardStep step) const;
+  bool take(AttentionScratch& s, const Pass& pass, const ShardRef& ref, ShardStep step,
+            base::ByteView answer) const;
+  void finish(const AttentionSite& site, Pass& pass, AttentionScratch& s, ShardStep step) const;
+  bool answer(const AttentionSite& site, const KvView& kv, KvRange range, ShardStep step,
+              base::ByteView question, base::Bytes& out) const;
 
  private:
   class Worker;
@@ -113,6 +147,15 @@ class LocalAttention {
   void project_values(const AttentionSite& site, Pass& pass, AttentionScratch& s) const;
 
   void split_heads(std::vector<AttentionTask>& tasks) const;
+  void add_tasks(const Segment& segment, const AttentionScratch& s, KvRange range,
+                 ShardPartials* partials, std::vector<AttentionTask>& tasks) const;
+  void run_tasks(const AttentionSite& site, AttentionScratch& s) const;
+  void merge_parts(const ShardedRows& rows, AttentionScratch& s) const;
+  void start_shards(const Pass& pass, AttentionScratch& s) const;
+  void choose(const AttentionSite& site, const Pass& pass, AttentionScratch& s) const;
+  void choose_here(const AttentionSite& site, const Segment& segment, AttentionScratch& s) const;
+  bool answer_index(const AttentionSite& site, const KvView& kv, KvRange range,
+                    base::ByteView question, base::Bytes& out) const;
   void attend_rows(const AttentionSite& site, const Pass& pass, AttentionScratch& s) const;
 
   const ModelConfig& config_;

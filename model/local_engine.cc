@@ -24,6 +24,7 @@ LocalEngine::LocalEngine(const Checkpoint& checkpoint, const EngineOptions& opti
       integrity_(options.verify_products),
       compute_{pool_, integrity_, options.mode},
       attention_(config_, options, compute_),
+      shards_(options.hierarchical.on && config_.indexer ? nullptr : make_shards()),
       layers_(range_.count()) {
   const WeightReader read(checkpoint, choice_, pool_);
   for (uint32_t layer = range_.begin; layer < range_.end; ++layer) {

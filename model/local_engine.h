@@ -61,6 +61,7 @@ class LocalEngine final : public Engine {
   void attend(uint32_t layer, uint32_t j, Pass& pass) override;
   void begin_attend(uint32_t layer, uint32_t j, Pass& pass) override;
   void end_attend(uint32_t layer, uint32_t j, Pass& pass) override;
+  ShardedAttention* sharded() override { return shards_.get(); }
   void route(uint32_t layer, Pass& pass) override;
   void mlp(uint32_t layer, uint32_t j, Pass& pass) override;
   void experts(uint32_t layer, std::span<const float> x, std::span<const uint16_t> rows,
@@ -91,7 +92,9 @@ class LocalEngine final : public Engine {
 
  private:
   struct Scratch;
+  class Shards;
 
+  std::unique_ptr<ShardedAttention> make_shards();
   // Layer config.layers is the MTP block.
   const LayerWeights& weights(uint32_t layer) const {
     return layer == config_.layers ? draft_->layer : layers_[layer - range_.begin];
@@ -135,6 +138,7 @@ class LocalEngine final : public Engine {
   mutable Integrity integrity_;
   const Compute compute_;
   LocalAttention attention_;
+  const std::unique_ptr<ShardedAttention> shards_;  // null with hierarchical indexing
   std::vector<LayerWeights> layers_;
   std::unique_ptr<DraftWeights> draft_;  // null unless loaded
   std::unique_ptr<NgramTables> ngram_;   // null unless the node embeds and the model has any

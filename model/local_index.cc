@@ -91,6 +91,7 @@ void LocalIndex::collect(const Pass& pass, const Probe* probe, IndexScratch& s) 
   s.flat.clear();
   s.hierarchical.clear();
   for (const Segment& segment : pass.segments) {
+    if (segment.kv.first_block > 0) continue;
     const uint32_t end = segment.position + segment.count;
     const uint32_t from = probe != nullptr ? 0 : config_.topk;
     const uint32_t first = std::max(from, segment.position) - segment.position;
@@ -139,7 +140,7 @@ void LocalIndex::derive(uint32_t layer, IndexScratch& s) const {
   s.stale.clear();
   for (uint32_t i = 0; i < s.sequences.size(); ++i) {
     const uint32_t full = s.sequences[i].end / kBlockTokens;
-    for (uint32_t block = 0; block < full; ++block) {
+    for (uint32_t block = s.sequences[i].segment->kv.first_block; block < full; ++block) {
       const KvPool::Derived own = derived(layer, s.sequences[i], block);
       if (own.ready != 0) continue;
       own.ready = 1;  // below; a block that several sequences share is one thread's
@@ -245,6 +246,61 @@ void LocalIndex::score_flat(uint32_t layer, const IndexQueries& queries, IndexSc
     }
     begin = end;
   }
+}
+
+// --- of sequences that several ranks hold
+
+void LocalIndex::candidates(uint32_t layer, const Segment& segment, KvRange range,
+                            const IndexQueries& queries, IndexScratch& s,
+                            std::vector<IndexCandidates>& out) const {
+  out.assign(segment.count, {});
+  s.sequences.assign(1, {&segment, 0, range.end, 0});
+  segment.kv.pool->reserve_derived(derived_bytes_);
+  derive(layer, s);
+  const uint32_t first = range.begin / kBlockTokens, blocks = KvPool::blocks_for(range.end) - first;
+  const uint32_t parts = (blocks + kChunkBlocks - 1) / kChunkBlocks;
+  const size_t stride = size_t{blocks} * kBlockTokens;
+  if (s.scores.size() < stride * segment.count) s.scores.resize(stride * segment.count);
+  compute_.threads.run(segment.count * parts, [&](uint32_t task) {
+    const uint32_t row = task / parts, part = task % parts;
+    const uint32_t end = std::min(blocks, (part + 1) * kChunkBlocks);
+    for (uint32_t block = part * kChunkBlocks; block < end; ++block)
+      score_block(layer, queries, s, s.sequences[0], row, first + block,
+                  s.scores.data() + row * stride + size_t{block} * kBlockTokens);
+  });
+  compute_.threads.run(segment.count, [&](uint32_t row) {
+    const uint32_t count = segment.position + row + 1;
+    if (count <= config_.topk) return;
+    const ForcedPositions forced = forced_positions(config_, count);
+    const uint32_t begin = std::max(forced.sink_end, range.begin);
+    const uint32_t end = std::min(forced.local_begin, range.end);
+    if (begin >= end || forced.free == 0) return;
+    const std::span<const float> scores(
+        s.scores.data() + row * stride + (begin - first * kBlockTokens), end - begin);
+    std::vector<uint32_t>& positions = out[row].positions;
+    select_highest_fast(scores, forced.free, positions);
+    for (uint32_t& position : positions) {
+      out[row].scores.push_back(scores[position]);
+      position += begin;
+    }
+  });
+}
+
+void LocalIndex::choose_among(uint32_t count, std::span<const IndexCandidates* const> candidates,
+                              std::vector<uint32_t>& chosen) const {
+  chosen.clear();
+  if (count <= config_.topk) return;
+  const ForcedPositions forced = forced_positions(config_, count);
+  IndexCandidates all;
+  for (const IndexCandidates* some : candidates) {
+    all.positions.insert(all.positions.end(), some->positions.begin(), some->positions.end());
+    all.scores.insert(all.scores.end(), some->scores.begin(), some->scores.end());
+  }
+  std::vector<uint32_t> picked;
+  if (forced.free > 0) select_highest_fast(all.scores, forced.free, picked);
+  for (uint32_t p = 0; p < forced.sink_end; ++p) chosen.push_back(p);
+  for (const uint32_t i : picked) chosen.push_back(all.positions[i]);
+  for (uint32_t p = forced.local_begin; p < forced.local_end; ++p) chosen.push_back(p);
 }
 
 // --- hierarchical

@@ -12,6 +12,7 @@
 #include "model/engine.h"
 #include "model/kernels.h"
 #include "model/multiply.h"
+#include "model/shard_wire.h"
 
 namespace model {
 
@@ -53,9 +54,21 @@ class LocalIndex {
   // config and compute must outlive it.
   LocalIndex(const ModelConfig& config, const EngineOptions& options, const Compute& compute);
 
-  // chosen[row] ← the positions of each row of the pass that is over the budget; others stay empty.
+  // chosen[row] ← the positions of each row of the pass that is over the budget; others stay empty,
+  // and so do those of segments of which not all positions are here.
   void choose(uint32_t layer, const Pass& pass, const IndexQueries& queries, IndexScratch& s,
               PositionSets& chosen) const;
+
+  // out[row] ← of each row of the segment that is over the budget the best positions of the range
+  // between its forced ones, as many as it may choose, with their scores.  REQUIRES: the range is
+  // in the segment's view; not hierarchical
+  void candidates(uint32_t layer, const Segment& segment, KvRange range,
+                  const IndexQueries& queries, IndexScratch& s,
+                  std::vector<IndexCandidates>& out) const;
+  // The set of a row with `count` positions from candidates of disjoint ranges, in order.
+  void choose_among(uint32_t count, std::span<const IndexCandidates* const> candidates,
+                    std::vector<uint32_t>& chosen) const;
+  bool is_hierarchical() const { return hierarchical_.on; }
 
  private:
   using Sequence = IndexScratch::Sequence;
@@ -89,7 +102,7 @@ class LocalIndex {
   size_t panel_bytes() const { return static_cast<size_t>(kBlockTokens) * dim_ * value_bytes_; }
   size_t mean_bytes() const { return dim_ * sizeof(float); }
   KvPool::Derived derived(uint32_t layer, const Sequence& sequence, uint32_t block) const {
-    return sequence.segment->kv.pool->derived(sequence.segment->kv.blocks[block], layer);
+    return sequence.segment->kv.pool->derived(sequence.segment->kv.block(block), layer);
   }
 
   const IndexerConfig& config_;

@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "base/hash.h"
 #include "model/engine.h"
+#include "model/sharded_attention.h"
 
 namespace model {
 namespace {
@@ -78,11 +79,6 @@ class Chain {
     state_ = mix(state_, value);
     return *this;
   }
-  // Cheaper, for the long chain over KV rows; still sensitive to order and to every bit.
-  Chain& fold(uint64_t value) {
-    state_ = std::rotl(state_ ^ value, 29) * 0x9E3779B97F4A7C15ull;
-    return *this;
-  }
   Chain& add(const float* row) {
     const State s = load(row);
     return add(s.low).add(s.high);
@@ -94,7 +90,7 @@ class Chain {
   uint64_t state_;
 };
 
-class OracleEngine final : public Engine {
+class OracleEngine final : public Engine, private ShardedAttention {
  public:
   explicit OracleEngine(const OracleOptions& options)
       : seed_(options.seed), skew_percent_(options.skew_percent) {
@@ -111,6 +107,7 @@ class OracleEngine final : public Engine {
     shape_.kv_row_bytes = 2 * sizeof(uint64_t);
     shape_.kv_latent_bytes = sizeof(uint64_t);
     shape_.cost = {.row = 64, .pair = 1};  // so that a chunk's cost grows with its context
+    shape_.span = options.span;
     shape_.ngram_context = kContext;
     shape_.max_context = options.max_context;
     shape_.eos = {kEos};
@@ -159,17 +156,45 @@ class OracleEngine final : public Engine {
 
   void end_attend(uint32_t layer, uint32_t j, Pass& pass) override {
     for (const Segment& segment : pass.segments) {
-      // The chain over positions 0 … p is that of p − 1 and one more row.
-      Chain rows(seed_, Op::kAttend, layer, j);
-      for (uint32_t position = 0; position < segment.position + segment.count; ++position) {
-        uint64_t value;
-        std::memcpy(&value, kv(segment, layer, j, position), sizeof value);
-        rows.fold(value);
-        if (position < segment.position) continue;
-        float* h = row_of(pass.h, segment.row + position - segment.position);
-        store(Chain(rows).add(h).wide(), h);
-      }
+      const uint64_t before = sum_of(segment.kv, layer, j, {segment.kv.begin(), segment.position});
+      end_rows(segment, layer, j, before, pass);
     }
+  }
+
+  // --- ShardedAttention: a share's answer is its sum, whatever the row
+
+  ShardedAttention* sharded() override { return this; }
+  bool chooses(uint32_t, uint32_t, const Pass&) const override { return false; }
+  base::Bytes question(const ShardPoint&, const Pass&, const ShardRef&) const override {
+    return base::Bytes(1);
+  }
+  void own(const ShardPoint& point, Pass& pass) override {
+    if (pass.scratch == nullptr) pass.scratch = std::make_unique<Scratch>();
+    std::vector<uint64_t>& sums = static_cast<Scratch&>(*pass.scratch).sums;
+    sums.clear();
+    for (const Segment& segment : pass.segments)
+      sums.push_back(
+          sum_of(segment.kv, point.layer, point.j, {segment.kv.begin(), segment.position}));
+  }
+  bool take(const ShardPoint&, Pass& pass, const ShardRef& ref, base::ByteView answer) override {
+    uint64_t sum = 0;
+    if (answer.size() != sizeof sum) return false;
+    std::memcpy(&sum, answer.data(), sizeof sum);
+    static_cast<Scratch&>(*pass.scratch).sums[ref.segment] += sum;
+    return true;
+  }
+  void finish(const ShardPoint& point, Pass& pass) override {
+    const std::vector<uint64_t>& sums = static_cast<Scratch&>(*pass.scratch).sums;
+    for (size_t i = 0; i < pass.segments.size(); ++i)
+      end_rows(pass.segments[i], point.layer, point.j, sums[i], pass);
+  }
+  bool answer(const ShardPoint& point, const KvView& kv, KvRange range, base::ByteView question,
+              base::Bytes& out) const override {
+    if (question.size() != 1 || point.step != ShardStep::kAttend) return false;
+    const uint64_t sum = sum_of(kv, point.layer, point.j, range);
+    out.resize(sizeof sum);
+    std::memcpy(out.data(), &sum, sizeof sum);
+    return true;
   }
 
   void route(uint32_t layer, Pass& pass) override {
@@ -299,6 +324,30 @@ class OracleEngine final : public Engine {
       token = kEos + 1 + static_cast<TokenId>(follows % (shape_.vocab - kEos - 1));
     }
     out[(pick >> 32) % kEosOneIn == 0 ? kEos : token] = kFavourite;
+  }
+  struct Scratch final : Pass::Scratch {
+    std::vector<uint64_t> sums;  // [segments]
+  };
+
+  static uint64_t sum_of(const KvView& kv, uint32_t layer, uint32_t j, KvRange range) {
+    uint64_t sum = 0;
+    for (uint32_t position = range.begin; position < range.end; ++position) {
+      uint64_t value;
+      std::memcpy(&value, kv.row(layer, position) + j * sizeof value, sizeof value);
+      sum += mix(value, position);
+    }
+    return sum;
+  }
+  // h of each row ← of it and of all rows up to its own, `sum` being that of those before the
+  // segment.
+  void end_rows(const Segment& segment, uint32_t layer, uint32_t j, uint64_t sum,
+                Pass& pass) const {
+    for (uint32_t i = 0; i < segment.count; ++i) {
+      const uint32_t position = segment.position + i;
+      sum += sum_of(segment.kv, layer, j, {position, position + 1});
+      float* h = row_of(pass.h, segment.row + i);
+      store(Chain(seed_, Op::kAttend, layer, j).add(sum).add(h).wide(), h);
+    }
   }
   static float* row_of(std::vector<float>& rows, uint32_t row) {
     return rows.data() + static_cast<size_t>(row) * kHidden;

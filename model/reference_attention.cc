@@ -46,6 +46,16 @@ KvTile load_index_keys(const AttentionContext& context, const KvView& kv, uint32
                    });
 }
 
+// Of the positions that a row attends those that are here; all that are, if none of them is.
+std::vector<uint32_t> positions_here(const KvView& kv, uint32_t position,
+                                     const std::vector<uint32_t>& positions) {
+  const auto first = std::ranges::lower_bound(positions, kv.begin());
+  if (first != positions.end()) return {first, positions.end()};
+  std::vector<uint32_t> here(position + 1 - kv.begin());
+  std::iota(here.begin(), here.end(), kv.begin());
+  return here;
+}
+
 std::vector<uint32_t> all_until(uint32_t position) {
   std::vector<uint32_t> positions(position + 1);
   std::iota(positions.begin(), positions.end(), 0u);
@@ -146,7 +156,7 @@ void ReferenceAttention::attend_rows(const AttentionContext& context, Pass& pass
 }
 
 std::vector<ReferenceAttention::Row> ReferenceAttention::start_rows(const AttentionContext& context,
-                                                                    Pass& pass) const {
+                                                                    const Pass& pass) const {
   const ModelConfig& c = context.config;
   std::vector<Row> rows;
   for (const Segment& segment : pass.segments) {
@@ -155,7 +165,8 @@ std::vector<ReferenceAttention::Row> ReferenceAttention::start_rows(const Attent
       row.row = segment.row + i;
       row.position = segment.position + i;
       row.kv = segment.kv;
-      row.x = normed(row_of(pass.h, row.row, c.hidden), input_norm_, c.rms_eps);
+      const auto h = std::span<const float>(pass.h).subspan(size_t{row.row} * c.hidden, c.hidden);
+      row.x = normed(h, input_norm_, c.rms_eps);
       row.cq = normed(q_a_(row.x), q_norm_, c.lora_norm_eps);
       row.cos.resize(context.rope.pairs());
       row.sin.resize(context.rope.pairs());
@@ -203,12 +214,17 @@ ReferenceAttention::IndexQuery ReferenceAttention::index_query(const AttentionCo
 // I(s) = Σ_h w_h · max(qI_h · kI_s, 0), heads ascending.
 std::vector<float> ReferenceAttention::index_scores(const AttentionContext& context, const Row& row,
                                                     std::span<const uint32_t> positions) const {
+  return index_scores(context, row.kv, index_query(context, row), positions);
+}
+
+std::vector<float> ReferenceAttention::index_scores(const AttentionContext& context,
+                                                    const KvView& kv, IndexQuery query,
+                                                    std::span<const uint32_t> positions) const {
   const IndexerConfig& index = *context.config.indexer;
-  IndexQuery query = index_query(context, row);
   std::vector<float> scores(positions.size(), 0.0f);
   for (size_t begin = 0; begin < positions.size(); begin += kTile) {
     const size_t count = std::min<size_t>(kTile, positions.size() - begin);
-    const KvTile keys = load_index_keys(context, row.kv, layer_, positions.subspan(begin, count));
+    const KvTile keys = load_index_keys(context, kv, layer_, positions.subspan(begin, count));
     std::vector<float> match(count);
     for (uint32_t h = 0; h < index.heads; ++h) {
       dot_columns(row_of(query.heads, h, index.head_dim), keys.columns.data(), match);
@@ -275,6 +291,12 @@ std::vector<uint32_t> ReferenceAttention::select(const AttentionContext& context
                                                  const Row& row) const {
   const IndexerConfig& index = *context.config.indexer;
   const uint32_t count = row.position + 1;
+  if (row.kv.first_block > 0) {  // only what is here
+    if (count <= index.topk) return all_until(row.position);
+    const KvRange here{row.kv.begin(), count};
+    return choose_among(context, count,
+                        {best_of(context, row.kv, index_query(context, row), here, count)});
+  }
   if (count <= index.topk && context.probe == nullptr) return all_until(row.position);
   const std::vector<uint32_t> positions = candidates(context, row);
   const std::vector<float> scores = index_scores(context, row, positions);
@@ -325,21 +347,32 @@ std::vector<std::vector<float>> ReferenceAttention::queries(const AttentionConte
 
 std::vector<float> ReferenceAttention::attend(const AttentionContext& context, const Row& row,
                                               const std::vector<uint32_t>& positions) const {
+  Partials partials = empty_partials(context, row.position / context.span + 1);
+  std::vector<uint32_t> here = positions_here(row.kv, row.position, positions);
+  absorb(context, row.kv, queries(context, row), here, /*first_span=*/0, partials);
+  return output(std::move(partials));
+}
+
+ReferenceAttention::Partials ReferenceAttention::empty_partials(const AttentionContext& context,
+                                                                size_t spans) const {
+  Partial nothing;
+  nothing.o.assign(context.config.kv_lora, 0.0f);
+  return Partials(context.config.heads, std::vector<Partial>(spans, nothing));
+}
+
+void ReferenceAttention::absorb(const AttentionContext& context, const KvView& kv,
+                                const std::vector<std::vector<float>>& query,
+                                std::span<const uint32_t> positions, uint32_t first_span,
+                                Partials& partials) const {
   const ModelConfig& c = context.config;
   const auto sigma = static_cast<float>(c.softmax_scale());
-  const std::vector<std::vector<float>> query = queries(context, row);
-  const size_t spans = row.position / context.span + 1;
-  Partial nothing;
-  nothing.o.assign(c.kv_lora, 0.0f);
-  std::vector<std::vector<Partial>> partials(c.heads, std::vector<Partial>(spans, nothing));
-
   for (size_t begin = 0; begin < positions.size();) {
     const uint32_t span = positions[begin] / context.span;
     size_t end = begin;  // of the tile: at most kTile positions of one span
     while (end < positions.size() && end - begin < kTile && positions[end] / context.span == span)
       ++end;
-    const std::span<const uint32_t> in_tile = std::span(positions).subspan(begin, end - begin);
-    const KvTile tile = load_tile(row.kv, layer_, c.latent(), in_tile,
+    const std::span<const uint32_t> in_tile = positions.subspan(begin, end - begin);
+    const KvTile tile = load_tile(kv, layer_, c.latent(), in_tile,
                                   [&](const std::byte* kv_row, std::span<float> values) {
                                     context.kv.load_part(kv_row + context.kv.latent_at(j_), values);
                                   });
@@ -347,13 +380,15 @@ std::vector<float> ReferenceAttention::attend(const AttentionContext& context, c
       std::vector<float> scores(in_tile.size());
       dot_columns(query[head], tile.columns.data(), scores);
       for (float& score : scores) score = score * sigma;
-      absorb_tile(partials[head][span], scores, tile.rows.data(), tile.width);
+      absorb_tile(partials[head][span - first_span], scores, tile.rows.data(), tile.width);
     }
     begin = end;
   }
+}
 
+std::vector<float> ReferenceAttention::output(Partials partials) const {
   std::vector<float> heads_out;
-  for (uint32_t head = 0; head < c.heads; ++head) {
+  for (size_t head = 0; head < partials.size(); ++head) {
     merge_spans(partials[head]);
     Partial& whole = partials[head][0];
     for (float& o : whole.o) o = o / whole.l;

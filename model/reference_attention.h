@@ -8,6 +8,8 @@
 #include "model/kv_layout.h"
 #include "model/numerics.h"
 #include "model/reference_ops.h"
+#include "model/shard_wire.h"
+#include "model/sharded_attention.h"
 
 namespace model {
 
@@ -25,6 +27,11 @@ struct AttentionContext {
 struct ReferenceScratch final : Pass::Scratch {
   PositionSets selected;  // [rows]
   DraftSets draft_sets;
+  // Between steps of sharded attention: of each row the softmax over each span,
+  // [rows][heads][spans] (that of a share stands at its first span), and of each row the candidates
+  // of each share and, last, of what is here.
+  std::vector<std::vector<std::vector<Partial>>> partials;
+  std::vector<std::vector<IndexCandidates>> candidates;
 };
 
 // Where an attention's weights stand in the checkpoint and its values in a KV row.
@@ -47,6 +54,17 @@ class ReferenceAttention {
   // The same in the MTP block, where later steps reuse an earlier one's sets.
   void run_draft(const AttentionContext& context, Pass& pass, DraftIndex index) const;
 
+  // --- sharded_attention.h; reference_shards.cc
+  bool shards_choose(const AttentionContext& context, const Pass& pass) const;
+  base::Bytes question(const AttentionContext& context, const Pass& pass, const ShardRef& ref,
+                       ShardStep step) const;
+  void own(const AttentionContext& context, Pass& pass, ShardStep step) const;
+  bool take(const AttentionContext& context, Pass& pass, const ShardRef& ref, ShardStep step,
+            base::ByteView answer) const;
+  void finish(const AttentionContext& context, Pass& pass, ShardStep step) const;
+  bool answer(const AttentionContext& context, const KvView& kv, KvRange range, ShardStep step,
+              base::ByteView question, base::Bytes& out) const;
+
  private:
   struct Indexer {
     Matrix query;  // W_qb
@@ -65,7 +83,7 @@ class ReferenceAttention {
 
   void attend_rows(const AttentionContext& context, Pass& pass, const std::vector<Row>& rows,
                    const PositionSets* given) const;
-  std::vector<Row> start_rows(const AttentionContext& context, Pass& pass) const;
+  std::vector<Row> start_rows(const AttentionContext& context, const Pass& pass) const;
   void write_kv(const AttentionContext& context, const Row& row) const;
   // What a row asks the index keys with.
   struct IndexQuery {
@@ -75,6 +93,13 @@ class ReferenceAttention {
   IndexQuery index_query(const AttentionContext& context, const Row& row) const;
   std::vector<float> index_scores(const AttentionContext& context, const Row& row,
                                   std::span<const uint32_t> positions) const;
+  std::vector<float> index_scores(const AttentionContext& context, const KvView& kv,
+                                  IndexQuery query, std::span<const uint32_t> positions) const;
+  // The best of a range for a row with `count` positions, as many as it may choose.
+  IndexCandidates best_of(const AttentionContext& context, const KvView& kv,
+                          const IndexQuery& query, KvRange range, uint32_t count) const;
+  std::vector<uint32_t> choose_among(const AttentionContext& context, uint32_t count,
+                                     const std::vector<IndexCandidates>& candidates) const;
   std::vector<float> block_scores(const AttentionContext& context, const Row& row) const;
   std::vector<uint32_t> candidates(const AttentionContext& context, const Row& row) const;
   // Attends the positions given for each row, or if null those it selects itself.
@@ -83,6 +108,13 @@ class ReferenceAttention {
   std::vector<std::vector<float>> queries(const AttentionContext& context, const Row& row) const;
   std::vector<float> attend(const AttentionContext& context, const Row& row,
                             const std::vector<uint32_t>& positions) const;
+  // Of each head the softmax over the positions of each span from `first_span` on.
+  using Partials = std::vector<std::vector<Partial>>;  // [heads][spans]
+  Partials empty_partials(const AttentionContext& context, size_t spans) const;
+  void absorb(const AttentionContext& context, const KvView& kv,
+              const std::vector<std::vector<float>>& query, std::span<const uint32_t> positions,
+              uint32_t first_span, Partials& partials) const;
+  std::vector<float> output(Partials partials) const;
 
   uint32_t layer_ = 0, j_ = 0;
   std::vector<float> input_norm_, q_norm_, kv_norm_;

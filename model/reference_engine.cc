@@ -44,7 +44,7 @@ base::Result<Layer> load_layer(const Checkpoint& checkpoint, WeightChoice choice
   return layer;
 }
 
-class ReferenceEngine final : public Engine {
+class ReferenceEngine final : public Engine, private ShardedAttention {
  public:
   ReferenceEngine(const Checkpoint& checkpoint, const EngineOptions& options)
       : checkpoint_(checkpoint),
@@ -110,6 +110,32 @@ class ReferenceEngine final : public Engine {
 
   void end_attend(uint32_t layer, uint32_t j, Pass& pass) override {
     at(layer).attention[j].end(attention_, pass);
+  }
+
+  ShardedAttention* sharded() override {
+    if (attention_.hierarchical.on) return nullptr;
+    return this;
+  }
+  bool chooses(uint32_t layer, uint32_t j, const Pass& pass) const override {
+    return at(layer).attention[j].shards_choose(attention_, pass);
+  }
+  base::Bytes question(const ShardPoint& point, const Pass& pass,
+                       const ShardRef& ref) const override {
+    return of(point).question(attention_, pass, ref, point.step);
+  }
+  void own(const ShardPoint& point, Pass& pass) override {
+    of(point).own(attention_, pass, point.step);
+  }
+  bool take(const ShardPoint& point, Pass& pass, const ShardRef& ref,
+            base::ByteView answer) override {
+    return of(point).take(attention_, pass, ref, point.step, answer);
+  }
+  void finish(const ShardPoint& point, Pass& pass) override {
+    of(point).finish(attention_, pass, point.step);
+  }
+  bool answer(const ShardPoint& point, const KvView& kv, KvRange range, base::ByteView question,
+              base::Bytes& out) const override {
+    return of(point).answer(attention_, kv, range, point.step, question, out);
   }
 
   void route(uint32_t layer, Pass& pass) override {
@@ -207,6 +233,9 @@ class ReferenceEngine final : public Engine {
   }
 
  private:
+  const ReferenceAttention& of(const ShardPoint& point) const {
+    return at(point.layer).attention[point.j];
+  }
   const Layer& at(uint32_t layer) const {
     CHECK(layer >= layers_.begin && layer < layers_.end, "layer {} is not loaded", layer);
     return weights_[layer - layers_.begin];

@@ -6,7 +6,7 @@
 
 namespace prefill {
 
-CacheLoader::CacheLoader(Context& ctx, Party& party, Facts facts, KvShipper& shipper,
+CacheLoader::CacheLoader(Context& ctx, Party& party, Facts facts, SplitShipper& shipper,
                          node::StoreOutbox& outbox, LoadCounters& counters)
     : ctx_(ctx),
       party_(party),

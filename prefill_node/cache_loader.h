@@ -10,7 +10,7 @@
 #include "node/rate_meter.h"
 #include "node/store_outbox.h"
 #include "prefill_node/delivery.h"
-#include "prefill_node/kv_shipper.h"
+#include "prefill_node/split_shipper.h"
 #include "prefill_node/task_set.h"
 #include "proto/store.h"
 
@@ -42,7 +42,7 @@ class CacheLoader {
     model::KvView kv;
     bool ships = true;  // false: another rank of the stage does
   };
-  CacheLoader(Context& ctx, Party& party, Facts facts, KvShipper& shipper,
+  CacheLoader(Context& ctx, Party& party, Facts facts, SplitShipper& shipper,
               node::StoreOutbox& outbox, LoadCounters& counters);
 
   void start();
@@ -68,7 +68,7 @@ class CacheLoader {
   Context& ctx_;
   Party& party_;
   const Facts facts_;
-  KvShipper& shipper_;
+  SplitShipper& shipper_;
   node::StoreOutbox& outbox_;
   LoadCounters& counters_;
   // Owned state.

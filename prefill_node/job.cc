@@ -24,6 +24,16 @@ uint32_t place_of(const proto::StartPrefill& start, base::NodeId self) {
   return static_cast<uint32_t>(found - start.stages.begin());
 }
 
+// Shares follow each other from the first position on; the rest is the decode rank's.
+bool plausible_shares(const proto::StartPrefill& start) {
+  uint32_t at = 0;
+  for (const proto::KvShare& share : start.shares) {
+    if (!share.node || share.begin != at || share.end <= at) return false;
+    at = share.end;
+  }
+  return at < start.tokens.size();
+}
+
 // Whole stages, and nobody twice.
 bool plausible_chain(const proto::StartPrefill& start, base::NodeId self) {
   std::vector<base::NodeId> nodes = start.stages;
@@ -50,9 +60,10 @@ bool Job::plausible(const proto::StartPrefill& start, const model::Shape& shape,
          std::ranges::all_of(start.tokens, known) && plausible_chain(start, self) && start.decode &&
          start.cached_blocks <= start.block_keys.size() &&
          size_t{start.cached_blocks} * kBlockTokens < tokens &&
+         (start.held_blocks == 0 || start.shares.empty()) &&
          start.held_blocks <= model::blocks_in_slots(shape, static_cast<uint32_t>(tokens)) &&
          (start.cached_blocks == 0 || start.store || !start.sources.empty()) &&
-         proto::plausible(start.sampling);
+         proto::plausible(start.sampling) && plausible_shares(start);
 }
 
 Job::Job(const StageFacts& facts, proto::StartPrefill start, std::vector<model::BlockId> blocks)
@@ -72,7 +83,8 @@ Job::Job(const StageFacts& facts, proto::StartPrefill start, std::vector<model::
       done_(start_.cached_blocks * kBlockTokens - recomputed_),
       offered_(facts.layers.count(), start_.cached_blocks),
       inputs_(done_, total_, facts.shape.hidden * sizeof(float), StageInputs::Share{ranks_, rank_}),
-      shipper_(facts.ctx, *this, shipper_facts(key_, start_, facts, kv_), facts.shipped) {
+      shipper_(facts.ctx, *this, shipper_facts(key_, start_, facts, kv_), start_.shares,
+               facts.shipped) {
   Party& party = *this;
   if ((stage_ + 1) * ranks_ < start_.stages.size()) {
     const Address next{start_.stages[(stage_ + 1) * ranks_ + rank_], proto::kPrefill};
@@ -324,6 +336,7 @@ std::unique_ptr<grammar::Grammar> Job::compile_grammar() {
 }
 
 bool Job::conclude() {
+  shipper_.proceed();
   if (shipper_.committed() && (!sender_ || sender_->idle())) return true;
   const bool all_left =
       computed() && !computing_ && shipper_.idle() && (!exchange_ || exchange_->idle());
@@ -372,7 +385,8 @@ void Job::end() {
 }
 
 bool Job::involves(base::NodeId node) const {
-  return node == start_.decode || std::ranges::find(start_.stages, node) != start_.stages.end();
+  return node == start_.decode || std::ranges::find(start_.stages, node) != start_.stages.end() ||
+         std::ranges::find(start_.shares, node, &proto::KvShare::node) != start_.shares.end();
 }
 
 uint32_t Job::unacknowledged() const {

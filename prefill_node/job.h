@@ -11,9 +11,9 @@
 #include "prefill_node/cache_loader.h"
 #include "prefill_node/chunk_plan.h"
 #include "prefill_node/draft_rows.h"
-#include "prefill_node/kv_shipper.h"
 #include "prefill_node/link_watch.h"
 #include "prefill_node/sequence_exchange.h"
+#include "prefill_node/split_shipper.h"
 #include "prefill_node/stage_inputs.h"
 #include "prefill_node/stage_sender.h"
 
@@ -166,7 +166,7 @@ class Job final : private Party {
   bool finite_ = true;
   std::optional<base::Error> refused_;  // by the request's grammar
   StageInputs inputs_;
-  KvShipper shipper_;
+  SplitShipper shipper_;
   std::optional<StageSender> sender_;  // not on the last stage
   std::optional<CacheLoader> loader_;  // when blocks are cached
   std::optional<SequenceExchange> exchange_;

@@ -7,6 +7,7 @@
 #include "proto/lookup.h"
 #include "proto/membership.h"
 #include "proto/request.h"
+#include "proto/shards.h"
 #include "proto/store.h"
 
 namespace proto {
@@ -17,6 +18,7 @@ using AllMessages = std::tuple<Done, Hello, HelloReply, Heartbeat, HeartbeatRepl
                                TokenAck, AttemptFailed, Cancel,                //
                                ExpertIn, ExpertOut, ExpertReport, ExpertPlan,  //
                                NgramRows, NgramValues,                         //
+                               HoldKv, KvQuestion, KvAnswer, KvInUse,          //
                                LookupPrefix, PrefixFound, ReleaseLease, FetchKv, KvData, PutKv>;
 
 // "KvLayer" for 24; "?" for a number of nobody.

@@ -3,6 +3,7 @@
 // are calls with idempotent handlers. docs/PROTOCOL.md "A request".
 #pragma once
 #include "proto/common.h"
+#include "proto/shards.h"
 
 namespace proto {
 
@@ -18,7 +19,8 @@ struct ReserveKv {
   uint64_t deadline_ms = 0;  // from now
   // Of the names of the sequence's blocks (StartPrefill); zero: none of them is offered to a store.
   base::Hash128 block_root, space;
-  FIELDS(request, attempt, tokens, prompt_tokens, sampling, deadline_ms, block_root, space)
+  std::vector<KvShare> shares;  // what others hold, from position 0 on without gaps
+  FIELDS(request, attempt, tokens, prompt_tokens, sampling, deadline_ms, block_root, space, shares)
 };
 struct KvReserved {
   static constexpr uint16_t kType = 21;
@@ -54,9 +56,10 @@ struct StartPrefill {
   std::vector<NodeId> sources, copy_to;
   uint32_t sequence_ranks = 1;  // of each stage
   uint32_t held_blocks = 0;     // KvReserved
+  std::vector<KvShare> shares;  // KV that goes to others than `decode`, as in ReserveKv
   FIELDS(request, attempt, tokens, prompt_tokens, sampling, stages, decode, store, credits,
          cached_blocks, block_keys, deadline_ms, block_root, space, sources, copy_to,
-         sequence_ranks, held_blocks)
+         sequence_ranks, held_blocks, shares)
 };
 
 // Stage s → stage s+1: the hidden rows of one chunk. Blob: f32 [token_count, hidden]; between ranks
@@ -124,7 +127,8 @@ struct KvCommit {
   static constexpr const char* kName = "KvCommit";
   RequestId request;
   uint32_t attempt = 0;
-  uint32_t layer_begin = 0, layer_end = 0, tokens = 0;
+  uint32_t layer_begin = 0, layer_end = 0;
+  uint32_t tokens = 0;                 // the receiver's rows end here
   std::vector<base::Hash128> digests;  // per layer: chain of the KvLayer digests in token order
   bool has_token = false;
   uint32_t token = 0;

@@ -265,6 +265,41 @@ TEST(Placement, AvoidsARankOnlyWhileThereIsAnother) {
   EXPECT_EQ(place_by("kv_aware", one, request).placement.decode, NodeId{20});
 }
 
+TEST(Placement, SpreadsALongPromptOverAsManyRanksAsHaveRoom) {
+  PlacementRequest request{.blocks = 12, .kv_parallel = 3, .tokens = 640, .span = 64};
+  const PlacementView view =
+      two_stages({rank(20, 0, 0, 20, 0), rank(21, 1, 0, 20, 4), rank(22, 2, 0, 20, 8)});
+  const Placement spread = place_by("kv_aware", view, request).placement;
+  EXPECT_EQ(spread.decode, NodeId{20});
+  ASSERT_EQ(spread.shares.size(), 2u);  // four spans each, two and the answer for the owner
+  EXPECT_EQ(spread.shares[0].node, NodeId{21});
+  EXPECT_EQ(spread.shares[1].begin, 256u);
+  EXPECT_EQ(spread.shares[1].end, 512u);
+  EXPECT_EQ(spread.promises(12), (std::vector<std::pair<NodeId, uint32_t>>{
+                                     {NodeId{20}, 4}, {NodeId{21}, 4}, {NodeId{22}, 4}}));
+  EXPECT_TRUE(spread.holds(NodeId{22}));
+  EXPECT_FALSE(spread.holds(NodeId{20}));
+  const PlacementView fuller =
+      two_stages({rank(20, 0, 0, 20, 0), rank(21, 1, 0, 20, 4), rank(22, 2, 0, 20, 18)});
+  EXPECT_EQ(place_by("kv_aware", fuller, request).placement.shares.size(), 1u);
+  request.tokens = 100;  // too short to be cut
+  EXPECT_TRUE(place_by("kv_aware", view, request).placement.shares.empty());
+}
+
+TEST(Placement, WhatFitsNoRankMayFitSeveral) {
+  PlacementRequest request{.blocks = 12, .kv_parallel = 1, .tokens = 640, .span = 64};
+  const PlacementView view = two_stages({rank(20, 0, 0, 8, 0), rank(21, 1, 0, 8, 0)});
+  EXPECT_EQ(place_by("kv_aware", view, request).verdict, PlaceVerdict::kNeverFits);
+  request.kv_parallel = 2;
+  const PlaceAnswer answer = place_by("kv_aware", view, request);
+  ASSERT_EQ(answer.verdict, PlaceVerdict::kPlaced);
+  EXPECT_EQ(answer.placement.shares.size(), 1u);
+  const PlacementView busy = two_stages({rank(20, 0, 1, 8, 0), rank(21, 1, 1, 8, 6)});
+  EXPECT_EQ(place_by("kv_aware", busy, request).verdict, PlaceVerdict::kNoRoom);
+  const PlacementView small = two_stages({rank(20, 0, 0, 8, 0), rank(21, 1, 0, 3, 0)});
+  EXPECT_EQ(place_by("kv_aware", small, request).verdict, PlaceVerdict::kNeverFits);
+}
+
 TEST(Placement, KnowsItsPoliciesByName) {
   for (const char* name : {"kv_aware", "least_loaded", "round_robin", "random"}) {
     EXPECT_NE(find_policy(name), nullptr) << name;

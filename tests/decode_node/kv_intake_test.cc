@@ -135,5 +135,21 @@ TEST(KvIntake, ChainsTheDigestsInTokenOrderWhateverOrderTheyCameIn) {
   EXPECT_EQ(forward.chain(0), commit_of(0, 1).digests[0]);
 }
 
+TEST(KvIntake, OfAShareTheRowsBeforeItAreNoneOfOurs) {
+  KvIntake intake(1, /*tokens=*/192, /*begin=*/128);
+  EXPECT_EQ(intake.classify(0, 127, 1, digest(1)), Range::kConflict);
+  EXPECT_EQ(intake.classify(0, 128, 65, digest(1)), Range::kConflict);
+  ASSERT_EQ(intake.classify(0, 128, 64, digest(1)), Range::kNew);
+  intake.received(0, 128, 64, digest(1));
+  proto::KvCommit commit;
+  commit.layer_end = 1;
+  commit.digests = {proto::kv_chain({}, digest(1))};
+  commit.tokens = 64;
+  EXPECT_EQ(intake.commit(commit), Commit::kMalformed);
+  commit.tokens = 192;
+  EXPECT_EQ(intake.commit(commit), Commit::kAccepted);
+  EXPECT_TRUE(intake.all_committed());
+}
+
 }  // namespace
 }  // namespace decode

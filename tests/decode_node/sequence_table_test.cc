@@ -13,6 +13,7 @@ model::Shape small_shape() {
   shape.layers = 2;
   shape.vocab = 100;
   shape.kv_row_bytes = 16;
+  shape.span = 64;
   shape.max_context = 1000;
   shape.eos = {2};
   return shape;
@@ -235,6 +236,31 @@ TEST_F(SequenceTableTest, ASequenceFinishesByEosByMaxTokensOrAtTheEndOfTheContex
   EXPECT_EQ(finish_of(sequence, eos), base::FinishReason::kNone);
   sequence.tokens.push_back(7);
   EXPECT_EQ(finish_of(sequence, eos), base::FinishReason::kLength);
+}
+
+TEST_F(SequenceTableTest, HoldsOnlyTheTailOfASequenceInShards) {
+  auto m = ask(1, 1, /*tokens=*/256, /*max_tokens=*/10);
+  m.shares = {{base::NodeId{5}, 0, 64, 8}, {base::NodeId{6}, 64, 128, 8}};
+  ASSERT_EQ(table.reserve(m, now), Outcome::kOk);
+  EXPECT_EQ(table.pool().used(), 3u);  // 138 tokens
+  const Sequence& sequence = *find(1, 1);
+  EXPECT_EQ(sequence.kv(table.pool()).begin(), 128u);
+  EXPECT_EQ(sequence.away, (std::vector<model::KvRange>{{0, 64}, {64, 128}}));
+  EXPECT_EQ(sequence.holders[1], base::NodeId{6});
+}
+
+TEST_F(SequenceTableTest, RefusesSharesThatMakeNoSense) {
+  using Shares = std::vector<proto::KvShare>;
+  const base::NodeId a{5}, b{6};
+  for (const Shares& shares :
+       {Shares{{a, 64, 128, 8}}, Shares{{a, 0, 64, 8}, {b, 128, 256, 8}}, Shares{{a, 0, 100, 8}},
+        Shares{{{}, 0, 64, 8}}, Shares{{a, 0, 256, 8}}, Shares{{a, 0, 192, 8}},
+        Shares{{a, 0, 0, 8}}}) {
+    auto m = ask(1, 1, /*tokens=*/300, /*max_tokens=*/10);
+    m.shares = shares;
+    EXPECT_EQ(table.reserve(m, now), Outcome::kCorrupt);
+  }
+  EXPECT_EQ(table.pool().used(), 0u);
 }
 
 }  // namespace

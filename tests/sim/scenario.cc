@@ -123,6 +123,8 @@ struct Running {
     const uint64_t count = 12 + rng.below(9);
     for (uint64_t i = 0; i < count; ++i) {
       coordinator::Submission made = submission(rng, engine.shape().vocab, script.shared);
+      for (uint64_t more = script.kv_parallel > 1 ? rng.below(400) : 0; more > 0; --more)
+        made.prompt.push_back(static_cast<base::TokenId>(rng.below(engine.shape().vocab)));
       if (script.constrained && i % 3 > 0) made.sampling.grammar = some_grammar(rng);
       if (script.rebalance) made.sampling.max_tokens *= 4;  // time for experts to move
       if (script.tenants) {
@@ -208,6 +210,7 @@ RunResult run(const RunOptions& options) {
   RunResult result;
   model::OracleOptions oracle;
   oracle.mtp_steps = script->mtp_steps;
+  if (script->kv_parallel > 1 && options.seed % 2 == 0) oracle.mtp_steps = 2;
   if (script->rebalance) oracle.experts = 16, oracle.skew_percent = 60;
   const std::unique_ptr<model::Engine> engine = model::make_oracle_engine(oracle);
   ClusterOptions cluster_options;
@@ -220,8 +223,13 @@ RunResult run(const RunOptions& options) {
   cluster_options.store_disk = script->disk;
   cluster_options.stores = script->stores;
   cluster_options.sequence_ranks = script->sequence_ranks;
-  cluster_options.mtp_steps = script->mtp_steps;
+  cluster_options.mtp_steps = oracle.mtp_steps;
   cluster_options.micro_batches = 1 + static_cast<uint32_t>(options.seed / 2 % 2);
+  if (script->kv_parallel > 1) {
+    cluster_options.ranks = 4;
+    cluster_options.kv_parallel =
+        2 + static_cast<uint32_t>(options.seed % (script->kv_parallel - 1));
+  }
   cluster_options.share_experts = options.seed % 3 != 0;
   if (script->rebalance) {
     cluster_options.ranks = 3;

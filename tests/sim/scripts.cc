@@ -181,6 +181,31 @@ std::vector<Script> kv_scripts() {
   };
 }
 
+// Of ranks that hold parts of a sequence.
+std::vector<Script> shard_scripts() {
+  return {{.name = "spread",
+           .what = "1 % loss, long prompts' KV on several decode ranks, no node fails",
+           .loss = 0.01,
+           .duplicate = 0.05,
+           .reorder = 0.05,
+           .faults = no_faults,
+           .quiet = true,
+           .patience = seconds(60),
+           .limit = seconds(120),
+           .kv_parallel = 4},
+          {.name = "shards",
+           .what = "lossy, KV on several decode ranks, every node killed and restarted, half leave",
+           .loss = 0.02,
+           .duplicate = 0.05,
+           .reorder = 0.05,
+           .faults = kill_everything,
+           .cancels = true,
+           .patience = seconds(120),
+           .limit = seconds(300),
+           .corrupt = 0.01,
+           .kv_parallel = 4}};
+}
+
 // Of ranks that share work.
 std::vector<Script> group_scripts() {
   return {
@@ -287,6 +312,7 @@ const std::vector<Script>& scripts() {
     };
     std::ranges::move(kv_scripts(), std::back_inserter(made));
     std::ranges::move(group_scripts(), std::back_inserter(made));
+    std::ranges::move(shard_scripts(), std::back_inserter(made));
     return made;
   }();
   return all;

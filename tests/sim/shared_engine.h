@@ -41,6 +41,7 @@ class SharedEngine final : public model::Engine {
     shared_.end_attend(layer, j, pass);
     spoil(pass.h);
   }
+  model::ShardedAttention* sharded() override { return shared_.sharded(); }
   void route(uint32_t layer, model::Pass& pass) override { shared_.route(layer, pass); }
   void mlp(uint32_t layer, uint32_t j, model::Pass& pass) override {
     shared_.mlp(layer, j, pass);

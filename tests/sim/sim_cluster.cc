@@ -81,6 +81,7 @@ SimCluster::SimCluster(const ClusterOptions& options, model::Engine& engine) {
   config_.chunk_tokens = options.chunk_tokens;
   config_.max_batch = options.max_batch;
   config_.heartbeat_misses = options.heartbeat_misses;
+  config_.kv_parallel = options.kv_parallel;
   config_.redundant_experts = options.redundant_experts;
   config_.eplb = options.eplb ? "on" : "off";
   config_.eplb_window_ms = kWindowMs;
@@ -141,7 +142,7 @@ void SimCluster::add_nodes(const ClusterOptions& options, model::Engine& engine)
         return std::make_unique<SharedEngine>(engine, engines_, name);
       };
       config.make_vocabulary = make_vocabulary;
-      config.kv_bytes = options.kv_bytes;
+      config.kv_bytes = options.rank_kv_bytes > 0 ? options.rank_kv_bytes : options.kv_bytes;
       config.max_batch = options.max_batch;
       config.share_ngram = options.share_ngram;
       config.mtp_steps = options.mtp_steps;
@@ -244,6 +245,7 @@ SimCluster::Steps SimCluster::steps() {
     all.accepted += counters.accepted;
     all.rows_received += counters.kv_rows_received;
     all.rows_held += counters.kv_rows_held;
+    all.shard_answers += counters.shard_answers;
   }
   return all;
 }
@@ -273,11 +275,10 @@ std::string SimCluster::held() {
       const decode::Ledger ledger = as<decode::DecodeActor>(actor)->ledger();
       if (ledger != decode::Ledger{}) {
         held += fmt::format(
-            "{}: {} reservations, {} running, {} blocks, {} outbox, {} expert calls, {} storing, "
-            "{} "
-            "experts to load; ",
-            name, ledger.reservations, ledger.running, ledger.blocks_used, ledger.outbox,
-            ledger.expert_calls, ledger.storing, ledger.experts_loading);
+            "{}: {} reservations, {} running, {} shares, {} blocks, {} outbox, {} expert calls, "
+            "{} storing, {} experts to load; ",
+            name, ledger.reservations, ledger.running, ledger.shares, ledger.blocks_used,
+            ledger.outbox, ledger.expert_calls, ledger.storing, ledger.experts_loading);
       }
     } else {
       const auto* store = as<kvstore::KvstoreActor>(actor);

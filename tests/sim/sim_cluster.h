@@ -29,9 +29,11 @@ struct ClusterOptions {
   bool dynamic_chunks = false, share_experts = false, share_ngram = false;
   uint32_t mtp_steps = 0;                      // of the decode ranks; the engine must offer them
   uint32_t micro_batches = 1, micro_rows = 1;  // of the decode ranks
+  uint32_t kv_parallel = 1;
   uint32_t redundant_experts = 0;
   bool eplb = false;  // with window and interval of seconds
   uint64_t kv_bytes = 32u << 20;
+  uint64_t rank_kv_bytes = 0;  // of a decode rank; 0: kv_bytes
   uint32_t heartbeat_misses = 5;
   bool store_disk = false;  // stores of little RAM over a simulated disk
   uint64_t store_ram = 64u << 10, store_disk_bytes = 1u << 20;  // with store_disk
@@ -88,7 +90,7 @@ class SimCluster {
   // Of the decode ranks' present lives.
   struct Steps {
     uint64_t sequences = 0, tokens = 0, drafted = 0, accepted = 0;
-    uint64_t rows_received = 0, rows_held = 0;
+    uint64_t rows_received = 0, rows_held = 0, shard_answers = 0;
   };
   Steps steps();
 
