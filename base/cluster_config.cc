@@ -111,8 +111,14 @@ void ClusterFile::cluster_and_nodes() {
   decode.integer("max_batch", &c_.max_batch, {1, 4096, "sequences per step and rank"});
   decode.integer("mtp_steps", &c_.mtp_steps,
                  {0, 16, "tokens drafted per sequence and step, at most; 0: no MTP"});
+  decode.integer("max_rows", &c_.max_rows,
+                 {0, 65535, "rows of a step, drafts included; 0: twice max_batch, 32 at least"});
   decode.integer("steps_per_schedule", &c_.steps_per_schedule,
-                 {1, kAny, "decode steps per scheduling decision"});
+                 {1, 64, "decode steps between two choices of who runs"});
+  decode.choice("reserve", &c_.reserve,
+                {{"grow", "full"},
+                 "grow: KV is taken as an answer grows, and when it is short a later request gives "
+                 "way; full: for the longest answer at once"});
   decode.bytes("kv_ram", &c_.decode_kv_bytes, {kMiB, kTiB, "KV of running sequences, per rank"});
 
   Section kvstore = reader_.section("kvstore");
@@ -216,8 +222,6 @@ void ClusterFile::read_faults() {
 void ClusterFile::check_offered() {
   only("decode", "kv_parallel", c_.kv_parallel, 1u,
        "a sequence's KV stands on one rank in this version");
-  only("decode", "steps_per_schedule", c_.steps_per_schedule, 1u,
-       "every step is scheduled in this version");
 }
 
 // host:port with a port in range; the host may be a name, an IPv4 address or [IPv6].

@@ -64,7 +64,8 @@ void CoordinatorActor::start(Context& ctx) {
   requests.kv_row_bytes = options_.shape.kv_row_bytes;
   requests.facts = {options_.shape.eos,
                     block_space(options_.shape.model_digest, options_.shape.layout_digest,
-                                options_.shape.arithmetic_digest)};
+                                options_.shape.arithmetic_digest),
+                    options_.config.reserve == "full"};
   requests.coordinator_life = life;
   requests_.emplace(std::move(requests), *membership_, ctx);
 

@@ -72,14 +72,16 @@ PlaceAnswer place(const PlacementView& view, const PlacementRequest& request, Po
       fits_stages = fits_stages && (total == 0 || request.prefill_blocks <= total);
     }
   }
-  const bool fits_a_rank = std::any_of(
-      view.ranks.begin(), view.ranks.end(),
-      [&](const RankLoad& r) { return r.blocks_total == 0 || request.blocks <= r.blocks_total; });
+  const uint32_t longest = std::max(request.blocks, request.longest);
+  const auto fits = [&](const RankLoad& r) {
+    return r.blocks_total == 0 || longest <= r.blocks_total;
+  };
+  const bool fits_a_rank = std::ranges::any_of(view.ranks, fits);
   if (!fits_stages || !fits_a_rank) return {PlaceVerdict::kNeverFits, {}};
 
   std::vector<RankLoad> roomy, preferred;
   for (const RankLoad& rank : view.ranks) {
-    if (!rank.has_room(request.blocks)) continue;
+    if (!fits(rank) || !rank.has_room(request.blocks)) continue;
     roomy.push_back(rank);
     const auto& avoid = request.avoid;
     if (std::find(avoid.begin(), avoid.end(), rank.node) == avoid.end()) preferred.push_back(rank);

@@ -45,6 +45,8 @@ struct DecodeConfig {
   uint32_t max_batch = 32;
   bool share_ngram = false;  // n-gram rows come from the rank whose share has them
   uint32_t mtp_steps = 0;    // drafts of a sequence in a step, at most; the shape must offer them
+  uint32_t max_rows = 0;     // of a step, drafts included; 0: twice max_batch, 32 at least
+  uint32_t steps_per_schedule = 1;
   uint32_t max_sequences = 1024;
   ExpertPlanOptions experts;
   base::Duration scrub{};  // time in which all weights in memory are checked once; 0: never
@@ -59,7 +61,7 @@ struct Ledger {
   uint32_t expert_calls = 0,
            expert_jobs = 0;  // asked of others, n-gram rows too; computed for others
   uint32_t ngram_reads = 0;  // for others
-  uint32_t storing = 0;      // PutKv waiting or unanswered
+  uint32_t storing = 0;      // PutKv waiting or unanswered, sequences with blocks to be copied
   uint32_t compiling = 0;    // grammars
   uint32_t experts_loading = 0;
   bool operator==(const Ledger&) const = default;
@@ -123,15 +125,20 @@ class DecodeActor final : public actor::Actor,
 
   void kick(Context& ctx);
   Task<void> run_steps(Context& ctx);
+  const std::vector<Sequence*>& schedule(Context& ctx);
+  Task<bool> run_step(Context& ctx, const std::vector<Sequence*>& batch);
   void count_step(size_t sequences, base::Duration took, bool loading);
   void inject_faults();
   Task<bool> compute_step(Context& ctx, const std::vector<Sequence*>& batch);
   void settle(Context& ctx, const std::vector<Sequence*>& batch, bool passed);
-  Task<void> offer_blocks(Context& ctx, const std::vector<Sequence*>& batch);
+  Task<void> note_blocks(Context& ctx, const std::vector<Sequence*>& batch);
+  Task<void> offer_noted(Context& ctx);
+  void offer_one(Context& ctx);
   void emit(Sequence& sequence, std::vector<TokenId> tokens,
             std::vector<proto::LogprobFields> logprobs);
   void fail_attempt(Context& ctx, Sequence& sequence, base::Code code, std::string what,
                     bool without_cache = false);
+  void preempt(Context& ctx, Sequence& sequence);
   Task<void> report(Context& ctx, proto::AttemptFailed message);
 
   // Constant after construction.
@@ -150,7 +157,7 @@ class DecodeActor final : public actor::Actor,
   StepBatch step_;
   std::unique_ptr<model::Engine> engine_;     // null until loaded
   std::unique_ptr<ExpertExchange> exchange_;  // with the engine
-  bool loading_ = false, positioned_ = false, stepping_ = false;
+  bool loading_ = false, positioned_ = false, stepping_ = false, offering_ = false;
   uint32_t reports_ = 0;
 };
 

@@ -29,6 +29,8 @@ struct Sequence {
   uint32_t prompt_tokens = 0;
   base::Sampling sampling;
   uint32_t most_emitted = 0;  // min(max_tokens, what the context leaves)
+  int32_t priority = 0;       // lower goes first (batcher.h)
+  bool whole = false;         // has blocks for its longest answer, and never gives way
   std::vector<model::BlockId> blocks;
   base::Hash128 block_root, space;        // of the names of its blocks; zero: not to be stored
   std::vector<base::Hash128> block_keys;  // of the full blocks, as far as they were needed
@@ -46,10 +48,12 @@ struct Sequence {
   std::optional<model::Speculation> speculation;
   model::DraftLength draft_length;
   Time deadline{};
-  Time heard{};         // of its stages; the reservation counts
-  uint64_t ticket = 0;  // order of admission to the batch; 0: still a reservation
-  bool in_step = false;
-  bool doomed = false;  // ended while in a step: freed at its end, its result is dropped
+  Time heard{};           // of its stages; the reservation counts
+  uint64_t ticket = 0;    // order of admission to the batch; 0: still a reservation
+  bool in_step = false;   // in the batch
+  bool offering = false;  // blocks of it are to be copied for a store (block_offers.h)
+  // Ended while in the batch or while blocks are offered: freed afterwards, its result is dropped.
+  bool doomed = false;
 
   // Constrained, and not to be run before it has its grammar.
   bool waits_for_grammar() const {

@@ -134,8 +134,8 @@ TEST(ClusterConfig, WhatIsNotOfferedIsRefusedByNameWithWhatIs) {
       {"[decode]\neplb = \"sometimes\"\n", "c.toml:2:8: decode.eplb"},
       {"[decode]\neplb_min_gain = 2.0\n", "c.toml:2:17: decode.eplb_min_gain"},
       {"[decode]\nmtp_steps = 17\n", "c.toml:2:13: decode.mtp_steps"},
-      {"[decode]\nsteps_per_schedule = 2\n",
-       "c.toml:2:22: decode.steps_per_schedule: 2 is not offered; only 1"},
+      {"[decode]\nsteps_per_schedule = 0\n", "c.toml:2:22: decode.steps_per_schedule"},
+      {"[decode]\nreserve = \"none\"\n", "c.toml:2:11: decode.reserve"},
   };
   for (const auto& c : cases) {
     EXPECT_EQ(error_of(c.text).substr(0, std::string_view(c.error).size()), c.error);

@@ -14,6 +14,9 @@ namespace simulation {
 
 namespace {
 
+// Eight blocks of the oracle's five layers, and some requests come to that many.
+constexpr uint64_t kSmallKv = 8 * 5 * 1024;
+
 // A prompt: a third of them, or all, begins with one of two shared prefixes.
 std::vector<base::TokenId> prompt(Rng& rng, uint32_t vocab, bool all_shared) {
   std::vector<base::TokenId> tokens;
@@ -123,10 +126,17 @@ struct Running {
     const uint64_t count = 12 + rng.below(9);
     for (uint64_t i = 0; i < count; ++i) {
       coordinator::Submission made = submission(rng, engine.shape().vocab, script.shared);
-      if (script.constrained && i % 3 > 0) made.sampling.grammar = some_grammar(rng);
+      if (script.constrained && (i % 3 > 0) != script.preempt)
+        made.sampling.grammar = some_grammar(rng);
       if (script.rebalance) made.sampling.max_tokens *= 4;  // time for experts to move
-      const milliseconds at = between(rng, 0, 4000);
-      const bool leaves = script.cancels && rng.chance(0.5);
+      if (script.preempt) {                                 // long answers, all at once
+        made.sampling.max_tokens = 64 + made.sampling.max_tokens * 6;
+        made.sampling.ignore_eos = made.sampling.grammar.kind == base::GrammarKind::kNone;
+        made.priority = static_cast<int32_t>(rng.below(3)) - 1;
+        made.tenant = rng.chance(0.5) ? "one" : "another";
+      }
+      const milliseconds at = between(rng, 0, script.preempt ? 600 : 4000);
+      const bool leaves = script.cancels && rng.chance(script.preempt ? 0.2 : 0.5);
       const milliseconds stays = between(rng, 0, 1500);
       cluster.host().at(at, [this, made, leaves, stays, at] {
         const size_t index = cluster.submit(made);
@@ -151,6 +161,7 @@ struct Running {
       return fail(Verdict::kLiveness,
                   fmt::format("{} requests are not over after {} s", open, script.limit.count()));
     }
+    result.preemptions = cluster.preemptions();
     result.plans = static_cast<uint32_t>(cluster.balance().counters().plans);
     result.virtual_seconds = base::seconds(cluster.host().now().time_since_epoch());
     // The network heals; what is held must be let go soon, not by the end of a lease.
@@ -216,6 +227,11 @@ RunResult run(const RunOptions& options) {
   cluster_options.sequence_ranks = script->sequence_ranks;
   cluster_options.mtp_steps = script->mtp_steps;
   cluster_options.share_experts = options.seed % 3 != 0;
+  if (script->preempt) {
+    cluster_options.decode_kv_bytes = kSmallKv;
+    cluster_options.steps_per_schedule = options.seed % 3 == 0 ? 1 : 8;
+    cluster_options.mtp_steps = options.seed % 2 == 0 ? script->mtp_steps : 0;
+  }
   if (script->rebalance) {
     cluster_options.ranks = 3;
     cluster_options.eplb = true;

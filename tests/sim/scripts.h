@@ -32,6 +32,7 @@ struct Script {
   uint32_t sequence_ranks = 1;
   uint32_t mtp_steps = 0;
   bool constrained = false;  // two of three requests must keep to a grammar
+  bool preempt = false;      // little KV for long answers, priorities, several steps at once
   bool rebalance = false;    // three decode ranks, skewed routing, experts follow the load
 };
 

@@ -29,8 +29,11 @@ struct ClusterOptions {
   bool dynamic_chunks = false, share_experts = false, share_ngram = false;
   uint32_t mtp_steps = 0;  // of the decode ranks; the engine must offer them
   uint32_t redundant_experts = 0;
-  bool eplb = false;  // with window and interval of seconds
-  uint64_t kv_bytes = 32u << 20;
+  bool eplb = false;              // with window and interval of seconds
+  uint64_t kv_bytes = 32u << 20;  // of each stage's rank, and of each decode rank
+  uint64_t decode_kv_bytes = 0;   // where decode ranks have less; 0: as much
+  uint32_t steps_per_schedule = 1, max_rows = 0;
+  std::string reserve = "grow";
   uint32_t heartbeat_misses = 5;
   bool store_disk = false;  // stores of little RAM over a simulated disk
   uint64_t store_ram = 64u << 10, store_disk_bytes = 1u << 20;  // with store_disk
@@ -89,6 +92,10 @@ class SimCluster {
     uint64_t sequences = 0, tokens = 0, drafted = 0, accepted = 0;
   };
   Steps steps();
+
+  uint64_t preemptions();  // that the coordinator knows of
+  // A counter in the latest heartbeats of all nodes together.
+  double told(const std::string& counter);
 
   // What is still held anywhere: empty when every ledger reads zero.
   std::string held();
