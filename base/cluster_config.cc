@@ -30,7 +30,6 @@ class ClusterFile {
   ClusterConfig read() {
     cluster_and_nodes();
     process();
-    check_offered();
     check_together();
     return std::move(c_);
   }
@@ -38,24 +37,9 @@ class ClusterFile {
  private:
   void cluster_and_nodes();
   void process();
-  void check_offered();
   void check_together();
   void check_address(const char* key, const std::string& value, uint16_t least_port);
   void read_faults();
-
-  template <class T>
-  void only(const char* section, const char* key, const T& value, const T& offered,
-            std::string_view why) {
-    if (value == offered) return;
-    if constexpr (std::is_same_v<T, std::string>) {
-      reader_.complain(
-          section, key,
-          fmt::format("\"{}\" is not offered; only \"{}\" is: {}", value, offered, why));
-    } else {
-      reader_.complain(section, key,
-                       fmt::format("{} is not offered; only {} is: {}", value, offered, why));
-    }
-  }
 
   Reader& reader_;
   ClusterConfig c_;
@@ -114,8 +98,14 @@ void ClusterFile::cluster_and_nodes() {
                  {1, 2, "passes of a step under way at once, where its rows suffice"});
   decode.integer("mtp_steps", &c_.mtp_steps,
                  {0, 16, "tokens drafted per sequence and step, at most; 0: no MTP"});
+  decode.integer("max_rows", &c_.max_rows,
+                 {0, 65535, "rows of a step, drafts included; 0: twice max_batch, 32 at least"});
   decode.integer("steps_per_schedule", &c_.steps_per_schedule,
-                 {1, kAny, "decode steps per scheduling decision"});
+                 {1, 64, "decode steps between two choices of who runs"});
+  decode.choice("reserve", &c_.reserve,
+                {{"grow", "full"},
+                 "grow: KV is taken as an answer grows, and when it is short a later request gives "
+                 "way; full: for the longest answer at once"});
   decode.bytes("kv_ram", &c_.decode_kv_bytes, {kMiB, kTiB, "KV of running sequences, per rank"});
 
   Section kvstore = reader_.section("kvstore");
@@ -214,11 +204,6 @@ void ClusterFile::read_faults() {
     }
     c_.faults.push_back(std::move(fault));
   }
-}
-
-void ClusterFile::check_offered() {
-  only("decode", "steps_per_schedule", c_.steps_per_schedule, 1u,
-       "every step is scheduled in this version");
 }
 
 // host:port with a port in range; the host may be a name, an IPv4 address or [IPv6].

@@ -40,7 +40,9 @@ struct ClusterConfig {
   uint32_t max_batch = 32;             // sequences per step and rank
   uint32_t micro_batches = 1;          // passes of a step under way at once
   uint32_t mtp_steps = 0;           // drafts of a sequence and step; at most what the model offers
-  uint32_t steps_per_schedule = 1;  // only 1 is offered
+  uint32_t max_rows = 0;            // of a step, drafts included; 0: twice max_batch, 32 at least
+  uint32_t steps_per_schedule = 1;  // steps between two choices of who runs
+  std::string reserve = "grow";     // or full: KV of the longest answer is held from the start
   uint64_t decode_kv_bytes = 512u << 20;
   // [kvstore]
   uint32_t kvstore_nodes = 1;  // 0: no prefix cache

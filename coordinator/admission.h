@@ -20,7 +20,7 @@ struct AdmissionLimits {
 // kInvalidArgument, kContextLength.
 base::Status admit(Submission& submission, const AdmissionLimits& limits);
 
-// Blocks of 64 tokens that a decode rank reserves for `prompt` tokens and `max_tokens` more.
+// Blocks of 64 tokens that a decode rank needs for `prompt` tokens and `max_tokens` more.
 uint32_t kv_blocks(uint64_t prompt, uint64_t max_tokens);
 
 }  // namespace coordinator

@@ -278,7 +278,8 @@ void parse_sampling(Fields& fields, const ApiModel& model, GenerationRequest& re
   request.text.skip_special = fields.boolean("skip_special_tokens").value_or(true);
   request.return_token_ids = fields.boolean("return_token_ids").value_or(false);
   request.cache_salt = fields.text("cache_salt", 256).value_or("");
-  fields.integer("priority", -kMaxInt32, kMaxInt32);
+  request.priority =
+      static_cast<int32_t>(fields.integer("priority", -kMaxInt32, kMaxInt32).value_or(0));
 }
 
 base::Status load_generation_defaults(const std::string& folder, ApiModel& model) {

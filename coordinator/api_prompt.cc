@@ -107,6 +107,8 @@ std::vector<Submission> submissions(const Prepared& prepared, uint32_t max_conte
       }
       submission.has_seed = request.has_seed;
       submission.salt = request.cache_salt;
+      submission.tenant = request.tenant;
+      submission.priority = request.priority;
       out.push_back(std::move(submission));
     }
   }

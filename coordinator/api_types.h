@@ -79,6 +79,8 @@ struct GenerationRequest {
   bool logprobs = false;
   bool return_token_ids = false;
   std::string cache_salt;
+  int32_t priority = 0;       // lower is earlier
+  std::string tenant;         // by the API key; not of the body
   std::string grammar_field;  // which field gave sampling.grammar
 
   size_t prompts() const {

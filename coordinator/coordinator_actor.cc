@@ -66,7 +66,8 @@ void CoordinatorActor::start(Context& ctx) {
   requests.span = options_.shape.span;
   requests.facts = {options_.shape.eos,
                     block_space(options_.shape.model_digest, options_.shape.layout_digest,
-                                options_.shape.arithmetic_digest)};
+                                options_.shape.arithmetic_digest),
+                    options_.config.reserve == "full"};
   requests.coordinator_life = life;
   requests_.emplace(std::move(requests), *membership_, ctx);
 

@@ -115,6 +115,8 @@ std::vector<std::pair<std::string, double>> CoordinatorActor::counters() const {
       {"attempts_total", real(c.attempts)},
       {"failovers_total", real(c.failovers)},
       {"no_room_total", real(c.no_room)},
+      {"preemptions_total", real(c.preemptions)},
+      {"resumed_total", real(c.resumed)},
       {"prompt_tokens_total", real(c.prompt_tokens)},
       {"cached_tokens_total", real(c.cached_tokens)},
       {"generation_tokens_total", real(c.tokens)},

@@ -24,6 +24,8 @@ struct Submission {
   bool has_seed = false;
   uint32_t deadline_ms = 0;  // 0: the configured one
   std::string salt;          // prefix-cache tenant; part of every block key
+  std::string tenant;        // who shares with whom while requests wait: a name of the API key
+  int32_t priority = 0;      // lower is earlier
 };
 
 struct Usage {

@@ -363,6 +363,7 @@ awaitable<void> Connection::generate(Dialect dialect) {
     if (!*prepared) return;
     std::string& salt = (*prepared)->request.cache_salt;
     salt = salt_of(salt, request_.tenant);
+    (*prepared)->request.tenant = request_.tenant;
   };
   const bool ran = co_await run_job(std::move(job), on_worker);
   std::string().swap(request_.body);

@@ -74,7 +74,7 @@ std::vector<RankLoad> eligible(const std::vector<RankLoad>& ranks,
                                const PlacementRequest& request) {
   std::vector<RankLoad> roomy, preferred;
   for (const RankLoad& rank : ranks) {
-    if (!rank.has_room(request.blocks)) continue;
+    if (!rank.could_have(request.longest) || !rank.has_room(request.blocks)) continue;
     roomy.push_back(rank);
     const auto& avoid = request.avoid;
     if (std::find(avoid.begin(), avoid.end(), rank.node) == avoid.end()) preferred.push_back(rank);
@@ -86,8 +86,10 @@ std::vector<RankLoad> eligible(const std::vector<RankLoad>& ranks,
 PlaceVerdict spread(const PlacementView& view, PlacementRequest request, Policy policy,
                     const std::vector<model::KvRange>& shares, Placement& placement) {
   const uint32_t first = shares.empty() ? 0 : shares.back().end / model::kBlockTokens;
-  request.blocks -= std::min(first, request.blocks);
-  std::vector<uint32_t> needs{request.blocks};
+  request.longest = std::max(request.blocks, request.longest);
+  request.longest -= std::min(first, request.longest);
+  if (!shares.empty()) request.blocks = request.longest;  // all from the start (RequestRun)
+  std::vector<uint32_t> needs{request.longest};
   for (const model::KvRange& share : shares) needs.push_back(blocks_of(share));
   if (!ever_fits(view, std::move(needs))) return PlaceVerdict::kNeverFits;
 
@@ -103,7 +105,7 @@ PlaceVerdict spread(const PlacementView& view, PlacementRequest request, Policy 
   placement.decode = take(policy);
   if (!placement.decode) return PlaceVerdict::kNoRoom;
   for (const model::KvRange& share : shares) {
-    request.blocks = blocks_of(share);
+    request.blocks = request.longest = blocks_of(share);
     const NodeId node = take(kv_aware);
     if (!node) return PlaceVerdict::kNoRoom;
     placement.shares.push_back({node, share.begin, share.end});

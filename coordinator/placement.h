@@ -20,10 +20,11 @@ struct RankLoad {
   uint32_t rank = 0;
   uint32_t requests = 0;      // placed there and not ended
   uint32_t blocks_total = 0;  // 0: not told yet
-  uint64_t blocks_held = 0;   // by the placed requests
+  uint64_t blocks_held = 0;   // by the placed requests, as far as their answers have grown
   bool has_room(uint32_t blocks) const {
     return blocks_total == 0 || blocks_held + blocks <= blocks_total;
   }
+  bool could_have(uint32_t blocks) const { return blocks_total == 0 || blocks <= blocks_total; }
   uint64_t blocks_free() const {
     return blocks_total > blocks_held ? blocks_total - blocks_held : 0;
   }
@@ -40,7 +41,8 @@ struct PlacementView {
 };
 
 struct PlacementRequest {
-  uint32_t blocks = 0;          // of 64 tokens, for the whole sequence: on the rank
+  uint32_t blocks = 0;          // of 64 tokens, to be held from the start: on the rank
+  uint32_t longest = 0;         // blocks that it may come to: the rank has as many
   uint32_t prefill_blocks = 0;  // for the tokens of the attempt: on each stage
   uint64_t turn = 0;            // counts placements (round_robin)
   uint64_t draw = 0;            // a random number (random)

@@ -1,6 +1,7 @@
 #include "coordinator/request_run.h"
 
 #include <algorithm>
+#include <limits>
 #include <string_view>
 #include <utility>
 
@@ -26,6 +27,12 @@ constexpr milliseconds kLeaseMost = seconds(120);
 // Attempts that may fail for a missing or bad entry: the stores have dropped a bad one, and one
 // that died is out of the view. What fails again is computed.
 constexpr uint32_t kCacheFailures = 2;
+
+// So often a request gives way to others before it goes before them all.
+constexpr uint32_t kPreemptionsMost = 4;
+// Blocks beyond those of its tokens that a sequence needs to start, as ranks count
+// (decode_node/sequence_table.h). An estimate: the rank decides.
+constexpr uint32_t kTokensAhead = model::kBlockTokens;
 
 // A failure that says the arithmetic went wrong on a rank: not finite, or a broken promise there.
 bool is_numerical(const proto::AttemptFailed& message) {
@@ -141,6 +148,8 @@ Task<void> RequestRun::reserve() {
   for (const PlacedShare& share : attempt_.placement->shares)
     attempt_.shares.push_back({share.node, share.begin, share.end, /*credits=*/0});
   message.shares = attempt_.shares;
+  message.priority = priority();
+  message.whole = facts_.reserve_whole;
   attempt_.reserve_asked = true;
   Task<void> ask = ask_rank(services_, attempt_.placement->decode, std::move(message));
   services_.context().spawn(std::move(ask));
@@ -150,6 +159,7 @@ Task<void> RequestRun::reserve() {
   if (attempts_ == 0) services_.latencies().queue.add(services_.context().now() - submitted_);
   ++attempts_;
   ++services_.counters().attempts;
+  if (std::exchange(resumes_, false)) ++services_.counters().resumed;
 }
 
 Task<void> RequestRun::start_prefill() {
@@ -187,7 +197,9 @@ Task<void> RequestRun::start_prefill() {
 
 Task<void> RequestRun::recover() {
   const Failure failure = *attempt_.failure;
-  services_.context().log(failure.no_room ? Level::kDebug : Level::kWarn, "attempt.failed",
+  const Level level =
+      failure.no_room ? Level::kDebug : (failure.preempted ? Level::kInfo : Level::kWarn);
+  services_.context().log(level, "attempt.failed",
                           {{"request", id_.value},
                            {"attempt", attempt_.number},
                            {"emitted", log_.emitted().size()},
@@ -200,7 +212,7 @@ Task<void> RequestRun::recover() {
     co_return;
   }
   judge(failure);
-  if (over() || failure.no_room) co_return;
+  if (over() || failure.no_room || failure.preempted) co_return;
   const Duration wait = backoff(failures_);
   if (wait == Duration{0}) co_return;
   const Time until = services_.context().now() + wait;
@@ -216,6 +228,12 @@ void RequestRun::judge(const Failure& failure) {
   if (failure.no_room) {
     ++services_.counters().no_room;
     services_.no_room();
+    return;
+  }
+  if (failure.preempted) {
+    ++preemptions_;
+    ++services_.counters().preemptions;
+    resumes_ = true;
     return;
   }
   ++failures_;
@@ -319,7 +337,10 @@ bool RequestRun::attempt_failed(NodeId from, const proto::AttemptFailed& message
   failure.error = base::Error{code_of(message.code), message.what};
   failure.without_cache = message.without_cache;
   failure.numerical = is_numerical(message);
-  if (is_rank(from)) failure.node = is_rank(message.blamed) ? message.blamed : from;
+  failure.preempted = message.preempted && is_rank(from);
+  if (is_rank(from) && !failure.preempted) {
+    failure.node = is_rank(message.blamed) ? message.blamed : from;
+  }
   if (is_stage(from) && is_rank(message.blamed)) {
     failure.node = message.blamed;
     services_.cut_off(message.blamed);
@@ -428,9 +449,22 @@ void RequestRun::deliver() {
   sink_->tokens(fresh, logprobs);
 }
 
-uint32_t RequestRun::blocks() const {
-  return kv_blocks(submission_.prompt.size(), submission_.sampling.max_tokens);
+int32_t RequestRun::priority() const {
+  constexpr int32_t kBeforeAll = std::numeric_limits<int32_t>::min();  // no client may ask for it
+  return preemptions_ >= kPreemptionsMost ? kBeforeAll : submission_.priority;
 }
+
+uint64_t RequestRun::tokens_most() const {
+  return submission_.prompt.size() + submission_.sampling.max_tokens;
+}
+
+uint32_t RequestRun::blocks() const {
+  if (facts_.reserve_whole || spread()) return longest_blocks();
+  const size_t tokens = submission_.prompt.size() + log_.emitted().size();
+  return std::min(longest_blocks(), kv_blocks(tokens, kTokensAhead));
+}
+
+uint32_t RequestRun::longest_blocks() const { return kv_blocks(tokens_most(), 0); }
 
 uint32_t RequestRun::prefill_blocks() const { return kv_blocks(tokens_.size(), 0); }
 

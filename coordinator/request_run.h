@@ -32,6 +32,7 @@ struct RequestCounters {
   uint64_t admitted = 0, refused = 0, cancelled = 0;
   uint64_t finished_stop = 0, finished_length = 0, failed = 0;
   uint64_t attempts = 0, failovers = 0, no_room = 0;
+  uint64_t preemptions = 0, resumed = 0;  // attempts that gave way, and that followed one
   uint64_t prompt_tokens = 0, cached_tokens = 0, tokens = 0;
   uint64_t stale_entries = 0, malformed_entries = 0, cancels_dropped = 0;
 };
@@ -46,7 +47,7 @@ class RunServices {
   virtual ~RunServices() = default;
   virtual actor::Context& context() = 0;
   virtual RequestRun* find(RequestId request) = 0;
-  // Queues the run by its arrival; answered by placed() or refuse(), perhaps before it returns.
+  // Queues the run; answered by placed() or refuse(), perhaps before it returns.
   virtual void wants_place(RequestRun& run) = 0;
   // Takes the run out of the queue and gives back what place() promised to it.
   virtual void give_back(RequestRun& run, const std::optional<Placement>& placement) = 0;
@@ -78,7 +79,8 @@ class RunServices {
 // Constant facts of the cluster that every run needs.
 struct RunFacts {
   std::vector<TokenId> eos;
-  base::Hash128 space;  // block_space()
+  base::Hash128 space;         // block_space()
+  bool reserve_whole = false;  // KV of the longest answer is held from the start
 };
 
 struct RunStart {
@@ -109,10 +111,19 @@ class RequestRun {
   RequestId id() const { return id_; }
   uint64_t arrival() const { return arrival_; }
   Time deadline() const { return deadline_; }
-  bool started() const { return attempts_ > 0; }  // some attempt had its KV reserved
-  uint32_t blocks() const;                        // to reserve, for the whole sequence
-  uint32_t prefill_blocks() const;                // of the attempt's tokens
+  bool started() const { return attempts_ > 0; }      // some attempt had its KV reserved
+  bool again() const { return attempt_.number > 1; }  // had a place before
+  // Order among waiting requests and on the rank. One that has given way often goes before all.
+  int32_t priority() const;
+  const std::string& tenant() const { return submission_.tenant; }
+  uint64_t tokens_most() const;     // prompt and longest answer
+  uint32_t blocks() const;          // on the rank now, or to begin with; grows with the answer
+  uint32_t longest_blocks() const;  // that it may come to
+  uint32_t prefill_blocks() const;  // of the attempt's tokens
   uint32_t prefill_tokens() const { return static_cast<uint32_t>(tokens_.size()); }
+  // Its KV is on several ranks. Then it has blocks for its longest answer from the start: were it
+  // to wait for one rank's memory while it holds another's, two such could wait for each other.
+  bool spread() const { return attempt_.placement && !attempt_.placement->shares.empty(); }
   const std::vector<NodeId>& avoid() const { return avoid_; }
   const TokenLog& log() const { return log_; }
 
@@ -123,6 +134,7 @@ class RequestRun {
     bool no_room = false;
     bool without_cache = false;
     bool numerical = false;
+    bool preempted = false;
   };
   struct Attempt {
     uint32_t number = 0;
@@ -195,6 +207,8 @@ class RequestRun {
   std::vector<base::Hash128> block_keys_;  // of tokens_
   uint32_t attempts_ = 0;                  // with KV reserved
   uint32_t failures_ = 0, numerical_failures_ = 0;
+  uint32_t preemptions_ = 0;
+  bool resumes_ = false;  // the attempt follows one that gave way
   uint32_t cache_failures_ = 0;
   std::optional<uint32_t> cached_tokens_;  // the fewest of the attempts up to the first token
   std::vector<NodeId> avoid_;

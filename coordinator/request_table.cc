@@ -134,11 +134,13 @@ proto::TokenAck RequestTable::tokens(NodeId from, const proto::TokenOut& message
   proto::TokenAck ack;
   for (const proto::TokenEntry& entry : message.entries) {
     RequestRun* run = find(entry.request);
+    const uint32_t held = run != nullptr ? run->blocks() : 0;
     if (run == nullptr || !run->token(from, entry)) {
       ++counters_.stale_entries;
       ack.stale.push_back(entry.request);
       continue;
     }
+    promised_.at(from).blocks += run->blocks() - held;  // its answer has grown
     run->settle();
   }
   return ack;
@@ -215,15 +217,16 @@ base::Error too_large(const PlacementView& view, const PlacementRequest& request
           fmt::format("This request needs {} KV blocks of {} tokens on a decode rank, the largest "
                       "of which has {}, and {} on each prefill stage, the smallest of which has "
                       "{}. Please reduce the length of the messages or completion.",
-                      request.blocks, model::kBlockTokens, rank, request.prefill_blocks, stage)};
+                      request.longest, model::kBlockTokens, rank, request.prefill_blocks, stage)};
 }
 }  // namespace
 
 bool RequestTable::place_first() {
-  RequestRun* run = find(queue_.begin()->second);
-  CHECK(run != nullptr, "request {} is queued and unknown", queue_.begin()->second.value);
+  RequestRun* run = find(queue_.first());
+  CHECK(run != nullptr, "request {} is queued and unknown", queue_.first().value);
   PlacementRequest request;
   request.blocks = run->blocks();
+  request.longest = run->longest_blocks();
   request.prefill_blocks = run->prefill_blocks();
   request.kv_parallel = options_.kv_parallel;
   request.tokens = run->prefill_tokens();
@@ -240,16 +243,18 @@ bool RequestTable::place_first() {
     case PlaceVerdict::kNoRoom:
       return false;
     case PlaceVerdict::kNeverFits: {
-      queue_.erase(queue_.begin());
+      queue_.remove(run->id());
       run->refuse(too_large(now, request));
       return true;
     }
     case PlaceVerdict::kPlaced:
       break;
   }
-  queue_.erase(queue_.begin());
+  queue_.take_first();
   ++turns_;
-  for (const auto& [node, blocks] : answer.placement.promises(request.blocks)) {
+  const bool spread = !answer.placement.shares.empty();
+  const uint32_t all = spread ? request.longest : request.blocks;
+  for (const auto& [node, blocks] : answer.placement.promises(all)) {
     Promised& promised = promised_[node];
     ++promised.requests;
     promised.blocks += blocks;
@@ -260,15 +265,21 @@ bool RequestTable::place_first() {
 }
 
 void RequestTable::wants_place(RequestRun& run) {
-  queue_.emplace(run.arrival(), run.id());
+  queue_.add({.id = run.id(),
+              .arrival = run.arrival(),
+              .priority = run.priority(),
+              .again = run.again(),
+              .tenant = run.tenant(),
+              .cost = run.tokens_most()});
   pump();
 }
 
 void RequestTable::give_back(RequestRun& run, const std::optional<Placement>& placement) {
-  queue_.erase({run.arrival(), run.id()});
+  queue_.remove(run.id());
   starting_.erase(run.id());
   if (!placement) return;
-  for (const auto& [node, blocks] : placement->promises(run.blocks())) {
+  const uint32_t all = placement->shares.empty() ? run.blocks() : run.longest_blocks();
+  for (const auto& [node, blocks] : placement->promises(all)) {
     const auto it = promised_.find(node);
     CHECK(it != promised_.end() && it->second.requests > 0 && it->second.blocks >= blocks,
           "request {} gives back what it was not given", run.id().value);

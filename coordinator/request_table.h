@@ -1,7 +1,7 @@
 // RequestTable: every live request, the queue of those that wait for a place, and what has been
 // promised to which rank.
 //
-// Requests are placed in the order of their admission: when the first does not fit, the ones behind
+// Requests are placed in the order of waiting_queue.h: when the first does not fit, the ones behind
 // it wait, so that small requests cannot starve a large one. Normally many are on their way to
 // their nodes at once; after a node refused one for lack of room they go one by one, so that a long
 // queue costs a full cluster one question per change and not one per request.
@@ -18,6 +18,7 @@
 #include "coordinator/load_choice.h"
 #include "coordinator/membership.h"
 #include "coordinator/request_run.h"
+#include "coordinator/waiting_queue.h"
 
 namespace coordinator {
 
@@ -107,8 +108,8 @@ class RequestTable final : public RunServices {
   const PolicyEntry* const policy_;
   // Owned state.
   std::map<RequestId, std::unique_ptr<RequestRun>> runs_;
-  std::set<std::pair<uint64_t, RequestId>> queue_;  // by arrival
-  std::map<NodeId, Promised> promised_;             // no zero entries
+  WaitingQueue queue_;
+  std::map<NodeId, Promised> promised_;  // no zero entries
   uint64_t arrivals_ = 0;
   uint64_t turns_ = 0;
   std::set<RequestId> starting_;  // placed, and not yet taken by all its nodes

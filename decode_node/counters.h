@@ -31,6 +31,7 @@ struct Counters : experts::ExpertCounters, lookup::NgramCounters {
   uint64_t stale = 0;             // messages of attempts that ended or were overtaken
   uint64_t numerical_faults = 0;  // rows that ceased to be finite
   uint64_t attempts_failed = 0;   // told to the coordinator
+  uint64_t preempted = 0;         // attempts that gave way, told too
 };
 
 }  // namespace decode

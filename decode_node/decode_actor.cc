@@ -19,6 +19,17 @@ constexpr base::Duration kWatchEvery = std::chrono::milliseconds(500);
 
 model::LayerRange all_layers(const model::Shape& shape) { return {0, shape.layers}; }
 
+// Rows of a pass are numbered in 16 bits (RoutedPairs).
+uint32_t rows_most(const DecodeConfig& config) {
+  const uint32_t derived = std::max(2 * config.max_batch, 32u);
+  const uint32_t wanted = config.max_rows > 0 ? config.max_rows : derived;
+  return std::min<uint32_t>(wanted, std::numeric_limits<uint16_t>::max());
+}
+
+uint32_t tokens_ahead(const DecodeConfig& config) {
+  return config.steps_per_schedule * (1 + config.mtp_steps);
+}
+
 std::vector<proto::LogprobFields> to_wire(const std::vector<base::TokenLogprobs>& logprobs) {
   std::vector<proto::LogprobFields> out;
   for (const base::TokenLogprobs& of_token : logprobs)
@@ -39,15 +50,16 @@ DecodeActor::DecodeActor(DecodeConfig config)
     : config_(std::move(config)),
       membership_(config_.identity, *this),
       table_(config_.shape, {.blocks = blocks_in(config_.kv_bytes, config_.shape),
-                             .max_batch = config_.max_batch,
-                             .max_sequences = config_.max_sequences}),
+                             .max_batch = std::min(config_.max_batch, rows_most(config_)),
+                             .max_sequences = config_.max_sequences,
+                             .tokens_ahead = tokens_ahead(config_)}),
       shards_(config_.shape, table_.pool(), counters_),
       outbox_(*this),
       plans_(config_.shape, config_.experts, counters_,
              [this] { return stepping_ || service_.computing() > 0; }),
       service_(counters_, plans_.window()),
       ngram_(counters_),
-      drafter_(config_.shape, config_.mtp_steps) {}
+      drafter_(config_.shape, config_.mtp_steps, rows_most(config_)) {}
 
 void DecodeActor::start(Context& ctx) {
   membership_.start(ctx);
@@ -135,6 +147,7 @@ Task<void> DecodeActor::watch(Context& ctx) {
       fail_attempt(ctx, *sequence, base::Code::kDeadline, "no KV has arrived for a minute");
     }
     watch_shares(ctx);
+    kick(ctx);
   }
 }
 
@@ -153,7 +166,7 @@ void DecodeActor::on(Context& ctx, const Incoming<proto::ReserveKv>& in) {
   const bool again = table_.find({in->request, in->attempt}) != nullptr;
   if (membership_.state() == proto::NodeState::kReady) {
     if (in->attempt > 0) shards_.cancel(in->request, in->attempt - 1);
-    reply.outcome = table_.reserve(in.msg, ctx.now());
+    reply.outcome = table_.reserve(in.msg, ctx.now(), shards_.blocks());
   }
   Sequence* sequence = table_.find({in->request, in->attempt});
   if (sequence != nullptr && grammars_.must_compile(*sequence))
@@ -259,6 +272,7 @@ void DecodeActor::on(Context& ctx, const Incoming<proto::Cancel>& in) {
   table_.cancel(in->request, in->attempt);
   shards_.cancel(in->request, in->attempt);
   ctx.reply(in, proto::Done{});
+  kick(ctx);  // there may be blocks for one that waits
 }
 
 void DecodeActor::on(Context& ctx, const Incoming<proto::ExpertIn>& in) {
@@ -273,28 +287,44 @@ void DecodeActor::kick(Context& ctx) {
   ctx.spawn(run_steps(ctx));
 }
 
+// What is done for several steps at once stands around the inner loop; tokens leave after each
+// step.
 Task<void> DecodeActor::run_steps(Context& ctx) {
   while (table_.running() > 0 && !outbox_.full()) {
     plans_.begin_step(ctx);
-    const base::Time begin = ctx.now();
-    const bool loading = plans_.loading() > 0;
-    const std::vector<Sequence*>& batch = table_.next_batch();
-    inject_faults();
-    Task<bool> step = compute_step(ctx, batch);
-    const bool passed = co_await std::move(step);
-    if (!experts::can_be_trusted(ctx, *engine_)) co_return;  // no token of this step leaves
-    count_step(batch.size(), ctx.now() - begin, loading || plans_.loading() > 0);
-    settle(ctx, batch, passed);
-    outbox_.flush(ctx);  // tokens first
+    const std::vector<Sequence*>& scheduled = schedule(ctx);
+    if (scheduled.empty()) break;  // who is here waits for blocks
+    bool passed = true;
+    for (uint32_t i = 0; i < config_.steps_per_schedule && passed && !outbox_.full(); ++i) {
+      const std::vector<Sequence*>& batch = table_.still_running();
+      if (batch.empty()) break;
+      Task<bool> step = run_step(ctx, batch);
+      passed = co_await std::move(step);
+      if (!experts::can_be_trusted(ctx, *engine_)) co_return;
+    }
     if (passed) {
-      Task<void> offers = offer_blocks(ctx, batch);
-      co_await std::move(offers);
+      Task<void> noted = note_blocks(ctx, scheduled);
+      co_await std::move(noted);
     }
     table_.end_step();
-    membership_.progressed();
+    if (offers_.noted() && !offering_) ctx.spawn(offer_noted(ctx));
   }
   stepping_ = false;
   plans_.end_steps(ctx);
+}
+
+Task<bool> DecodeActor::run_step(Context& ctx, const std::vector<Sequence*>& batch) {
+  const base::Time begin = ctx.now();
+  const bool loading = plans_.loading() > 0;
+  inject_faults();
+  Task<bool> step = compute_step(ctx, batch);
+  const bool passed = co_await std::move(step);
+  if (!experts::can_be_trusted(ctx, *engine_)) co_return false;  // no token of this step leaves
+  count_step(batch.size(), ctx.now() - begin, loading || plans_.loading() > 0);
+  settle(ctx, batch, passed);
+  outbox_.flush(ctx);
+  membership_.progressed();
+  co_return passed;
 }
 
 void DecodeActor::count_step(size_t sequences, base::Duration took, bool loading) {
@@ -334,18 +364,6 @@ Task<bool> DecodeActor::compute_step(Context& ctx, const std::vector<Sequence*>&
     co_await std::move(sampled);
   }
   co_return all;
-}
-
-Task<void> DecodeActor::offer_blocks(Context& ctx, const std::vector<Sequence*>& batch) {
-  const std::vector<Sequence*> behind = Drafter::behind(batch);
-  if (!behind.empty()) {
-    std::function<void()> job = [this, &behind] {
-      drafter_.finish(*engine_, behind, table_.pool());
-    };
-    Task<void> finished = ctx.offload(std::move(job), cost_of_rows(behind.size()));
-    co_await std::move(finished);
-  }
-  for (Sequence* sequence : batch) offers_.offer(ctx, *sequence, table_.pool(), config_.shape);
 }
 
 void DecodeActor::inject_faults() {

@@ -48,6 +48,8 @@ struct DecodeConfig {
   uint32_t mtp_steps = 0;      // drafts of a sequence in a step, at most; the shape must offer them
   uint32_t micro_batches = 1;  // passes of a step under way at once, at most MicroBatches::kMost
   uint32_t micro_rows = 8;     // that each of them has at least
+  uint32_t max_rows = 0;       // of a step, drafts included; 0: twice max_batch, 32 at least
+  uint32_t steps_per_schedule = 1;
   uint32_t max_sequences = 1024;
   ExpertPlanOptions experts;
   base::Duration scrub{};  // time in which all weights in memory are checked once; 0: never
@@ -63,7 +65,7 @@ struct Ledger {
   uint32_t expert_calls = 0,
            expert_jobs = 0;  // asked of others, n-gram rows too; computed for others
   uint32_t ngram_reads = 0;  // for others
-  uint32_t storing = 0;      // PutKv waiting or unanswered
+  uint32_t storing = 0;      // PutKv waiting or unanswered, sequences with blocks to be copied
   uint32_t compiling = 0;    // grammars
   uint32_t experts_loading = 0;
   bool operator==(const Ledger&) const = default;
@@ -131,11 +133,15 @@ class DecodeActor final : public actor::Actor,
 
   void kick(Context& ctx);
   Task<void> run_steps(Context& ctx);
+  const std::vector<Sequence*>& schedule(Context& ctx);
+  Task<bool> run_step(Context& ctx, const std::vector<Sequence*>& batch);
   void count_step(size_t sequences, base::Duration took, bool loading);
   void inject_faults();
   Task<bool> compute_step(Context& ctx, const std::vector<Sequence*>& batch);
   void settle(Context& ctx, const std::vector<Sequence*>& batch, bool passed);
-  Task<void> offer_blocks(Context& ctx, const std::vector<Sequence*>& batch);
+  Task<void> note_blocks(Context& ctx, const std::vector<Sequence*>& batch);
+  Task<void> offer_noted(Context& ctx);
+  void offer_one(Context& ctx);
   void emit(Sequence& sequence, std::vector<TokenId> tokens,
             std::vector<proto::LogprobFields> logprobs);
   void fail_attempt(Context& ctx, Sequence& sequence, base::Code code, std::string what,
@@ -151,6 +157,7 @@ class DecodeActor final : public actor::Actor,
   void fail_share(Context& ctx, KvShards::Share& share, base::Code code, std::string what,
                   bool without_cache);
   Task<void> ask_owner(Context& ctx, SequenceKey key, base::NodeId owner);
+  void preempt(Context& ctx, Sequence& sequence);
   Task<void> report(Context& ctx, proto::AttemptFailed message);
 
   // Constant after construction.
@@ -170,7 +177,7 @@ class DecodeActor final : public actor::Actor,
   MicroBatches step_;
   std::unique_ptr<model::Engine> engine_;     // null until loaded
   std::unique_ptr<ExpertExchange> exchange_;  // with the engine
-  bool loading_ = false, positioned_ = false, stepping_ = false;
+  bool loading_ = false, positioned_ = false, stepping_ = false, offering_ = false;
   uint32_t reports_ = 0;
 };
 

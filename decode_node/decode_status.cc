@@ -61,6 +61,7 @@ void DecodeActor::fill(proto::Heartbeat& beat) {
   count("transport_corrupt_total", static_cast<double>(c.corrupt + c.ngram_corrupt));
   count("stale_dropped_total", static_cast<double>(c.stale));
   count("attempts_failed_total", static_cast<double>(c.attempts_failed));
+  count("preemptions_total", static_cast<double>(c.preempted));
   count("numerical_faults_total", static_cast<double>(c.numerical_faults));
   if (engine_ && engine_->integrity() != nullptr) {
     const model::Integrity& integrity = *engine_->integrity();

@@ -1,19 +1,14 @@
 #include "decode_node/drafter.h"
 
 #include <algorithm>
-#include <limits>
+
+#include "decode_node/batcher.h"
 
 namespace decode {
 
-namespace {
-
-// Rows of a pass are numbered in 16 bits (RoutedPairs).
-constexpr uint32_t kRowsMost = std::numeric_limits<uint16_t>::max();
-
-}  // namespace
-
-Drafter::Drafter(const model::Shape& shape, uint32_t steps)
+Drafter::Drafter(const model::Shape& shape, uint32_t steps, uint32_t max_rows)
     : steps_(std::min({steps, shape.mtp_steps, model::kMaxDraftSteps})),
+      max_rows_(max_rows),
       hidden_(shape.hidden),
       eos_(shape.eos) {}
 
@@ -37,17 +32,20 @@ void Drafter::finish(model::Engine& engine, std::span<Sequence* const> members,
 void Drafter::run(model::Engine& engine, std::span<Sequence* const> members, model::KvPool& pool,
                   bool catch_up_only) {
   round_.clear();
-  const uint32_t room = kRowsMost / static_cast<uint32_t>(members.size()) - 1;
-  for (Sequence* member : members) {
+  std::vector<uint32_t> drafts(members.size(), 0);
+  for (size_t i = 0; i < members.size() && !catch_up_only; ++i) {
+    const uint32_t left = members[i]->most_emitted - members[i]->emitted();
+    drafts[i] = std::min(members[i]->draft_length.steps(), left - 1);
+  }
+  trim_drafts(drafts, max_rows_);
+  for (size_t i = 0; i < members.size(); ++i) {
+    Sequence* const member = members[i];
     const std::span<const TokenId> tokens(member->tokens);
     model::Drafting drafting;
     drafting.state = &*member->speculation;
     drafting.kv = member->kv(pool);
     drafting.tokens = tokens;
-    if (!catch_up_only) {
-      const uint32_t left = member->most_emitted - member->emitted();
-      drafting.steps = std::min({member->draft_length.steps(), left - 1, room});
-    }
+    drafting.steps = drafts[i];
     drafting.choose = model::draft_sampler(
         tokens.first(member->prompt_tokens), tokens.subspan(member->prompt_tokens), eos_,
         member->sampling, member->matcher ? &*member->matcher : nullptr);

@@ -1,9 +1,9 @@
 // Drafter: the drafting side of a step. Before the pass it runs the model's drafting block for all
 // members at once: it catches up with what their last steps made known and draws each one's drafts,
-// as many as its DraftLength says and its answer has room for. The target's rows over the drafts
-// are ordinary rows of the step (step_batch.h). All of it is computed from the sequence alone, so
-// drafts, like tokens, do not depend on who else is in the batch. No Context; everything but
-// counters() runs where computing happens.
+// as many as its DraftLength says, its answer has room for and the step has rows for
+// (batcher.h, trim_drafts). The target's rows over the drafts are ordinary rows of the step
+// (step_batch.h). Which tokens are drafted follows from the sequence alone; only how many depends
+// on who else is in the batch, and no token does. No Context; runs where computing happens.
 #pragma once
 #include <span>
 #include <vector>
@@ -17,7 +17,8 @@ namespace decode {
 class Drafter {
  public:
   // `steps`: drafts of a sequence in a step, at most; 0: none are made, and nothing here is needed.
-  Drafter(const model::Shape& shape, uint32_t steps);
+  // `max_rows`: of a step, drafts included.
+  Drafter(const model::Shape& shape, uint32_t steps, uint32_t max_rows);
 
   uint32_t steps() const { return steps_; }
   bool on() const { return steps_ > 0; }
@@ -36,7 +37,7 @@ class Drafter {
   void run(model::Engine& engine, std::span<Sequence* const> members, model::KvPool& pool,
            bool catch_up_only);
 
-  const uint32_t steps_;
+  const uint32_t steps_, max_rows_;
   const size_t hidden_;
   const std::vector<TokenId> eos_;
   model::Pass pass_;

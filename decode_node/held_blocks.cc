@@ -17,7 +17,7 @@ uint32_t common_blocks(const Sequence& holder, const proto::ReserveKv& wanted,
 }
 
 void SharedBlocks::share(std::span<const model::BlockId> blocks) {
-  for (const model::BlockId block : blocks) ++others_[block];
+  for (const model::BlockId block : blocks) ++others_[block], ++saved_;
 }
 
 void SharedBlocks::release(std::span<const model::BlockId> blocks) {
@@ -26,9 +26,10 @@ void SharedBlocks::release(std::span<const model::BlockId> blocks) {
     const auto others = others_.find(block);
     if (others == others_.end()) {
       free.push_back(block);
-    } else if (--others->second == 0) {
-      others_.erase(others);
+      continue;
     }
+    --saved_;
+    if (--others->second == 0) others_.erase(others);
   }
   pool_.release(free);
 }

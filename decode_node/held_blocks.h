@@ -29,10 +29,13 @@ class SharedBlocks {
   void share(std::span<const model::BlockId> blocks);
   // One sequence fewer has them.
   void release(std::span<const model::BlockId> blocks);
+  // How many more blocks the sequences would have if they shared none.
+  uint64_t saved() const { return saved_; }
 
  private:
   model::KvPool& pool_;
   std::map<model::BlockId, uint32_t> others_;  // sequences that have it beside one; never 0
+  uint64_t saved_ = 0;
 };
 
 }  // namespace decode

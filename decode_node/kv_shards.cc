@@ -135,4 +135,11 @@ KvShards::Expired KvShards::expired(Time now, const node::View& view) {
   return out;
 }
 
+uint32_t KvShards::blocks() const {
+  size_t sum = 0;
+  for (const auto& [key, share] : shares_) sum += share->blocks.size();
+  for (const std::unique_ptr<Share>& share : doomed_) sum += share->blocks.size();
+  return static_cast<uint32_t>(sum);
+}
+
 }  // namespace decode

@@ -70,6 +70,7 @@ class KvShards {
   };
   Expired expired(Time now, const node::View& view);
 
+  uint32_t blocks() const;  // in shares held
   // Shares held, those that are ending included, and questions being answered.
   uint32_t size() const { return static_cast<uint32_t>(shares_.size() + doomed_.size()); }
   uint32_t answering() const { return static_cast<uint32_t>(jobs_.size()); }

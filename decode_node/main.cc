@@ -51,6 +51,8 @@ base::Result<std::unique_ptr<actor::Actor>> make_actor(Model& loaded, node::Proc
   decode.share_ngram = config.decode_share_ngram;
   decode.mtp_steps = config.mtp_steps;
   decode.micro_batches = config.micro_batches;
+  decode.max_rows = config.max_rows;
+  decode.steps_per_schedule = config.steps_per_schedule;
   decode.experts.on = config.eplb == "on" || config.redundant_experts > 0;
   decode.experts.window = std::chrono::milliseconds(config.eplb_window_ms);
   decode.scrub = std::chrono::milliseconds(config.scrub_ms);

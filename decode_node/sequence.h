@@ -29,6 +29,8 @@ struct Sequence {
   uint32_t prompt_tokens = 0;
   base::Sampling sampling;
   uint32_t most_emitted = 0;  // min(max_tokens, what the context leaves)
+  int32_t priority = 0;       // lower goes first (batcher.h)
+  bool whole = false;         // has blocks for its longest answer, and never gives way
   std::vector<model::BlockId> blocks;
   uint32_t held_blocks = 0;  // leading ones that another sequence had filled before (held_blocks.h)
   uint32_t final_blocks = 0;  // leading ones in which no row of any layer is written any more
@@ -53,10 +55,12 @@ struct Sequence {
   std::optional<model::Speculation> speculation;
   model::DraftLength draft_length;
   Time deadline{};
-  Time heard{};         // of its stages; the reservation counts
-  uint64_t ticket = 0;  // order of admission to the batch; 0: still a reservation
-  bool in_step = false;
-  bool doomed = false;  // ended while in a step: freed at its end, its result is dropped
+  Time heard{};           // of its stages; the reservation counts
+  uint64_t ticket = 0;    // order of admission to the batch; 0: still a reservation
+  bool in_step = false;   // in the batch
+  bool offering = false;  // blocks of it are to be copied for a store (block_offers.h)
+  // Ended while in the batch or while blocks are offered: freed afterwards, its result is dropped.
+  bool doomed = false;
 
   model::KvView kv(model::KvPool& pool) const { return {&pool, blocks, first_block}; }
   // Constrained, and not to be run before it has its grammar.

@@ -1,6 +1,7 @@
 #include "decode_node/sequence_table.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 
 #include "base/check.h"
@@ -25,7 +26,8 @@ base::FinishReason finish_of(const Sequence& sequence, std::span<const TokenId> 
 SequenceTable::SequenceTable(const model::Shape& shape, Options options)
     : shape_(shape),
       options_(options),
-      pool_(options.blocks, model::LayerRange{0, shape.kv_layers()}, shape.kv_row_bytes) {
+      pool_(options.blocks, model::LayerRange{0, shape.kv_layers()}, shape.kv_row_bytes),
+      batcher_(options.max_batch) {
   CHECK(options.max_batch > 0 && options.max_batch <= std::numeric_limits<uint16_t>::max(),
         "a batch of at most {}", options.max_batch);
 }
@@ -53,7 +55,7 @@ bool SequenceTable::plausible_shares(const proto::ReserveKv& m) const {
   return at == 0 || at + model::kBlockTokens <= m.tokens.size();
 }
 
-Outcome SequenceTable::reserve(const proto::ReserveKv& m, Time now) {
+Outcome SequenceTable::reserve(const proto::ReserveKv& m, Time now, uint32_t in_shares) {
   const SequenceKey key{m.request, m.attempt};
   if (find(key) != nullptr) return Outcome::kOk;
   if (absent(key) == Outcome::kStale) return Outcome::kStale;
@@ -61,40 +63,32 @@ Outcome SequenceTable::reserve(const proto::ReserveKv& m, Time now) {
   if (m.attempt > 0) cancel(m.request, m.attempt - 1);
   if (sequences_.size() >= options_.max_sequences) return Outcome::kNoRoom;
 
-  const uint32_t most = std::min(m.sampling.max_tokens, shape_.max_context - m.prompt_tokens);
-  const uint32_t first = m.shares.empty() ? 0 : m.shares.back().end;
-  const std::span<const model::BlockId> held = held_blocks(m);
-  const auto own = model::KvPool::blocks_for(m.prompt_tokens + most - first) - held.size();
-  auto blocks = pool_.allocate(static_cast<uint32_t>(own));
-  if (!blocks) return Outcome::kNoRoom;
-  shared_.share(held);
-
   constexpr uint64_t kDeadlineMostMs = 7ull * 24 * 3600 * 1000;
   const std::chrono::milliseconds allowed(std::min(m.deadline_ms, kDeadlineMostMs));
   auto sequence = std::make_unique<Sequence>();
   sequence->key = key;
   sequence->prompt_tokens = m.prompt_tokens;
   sequence->sampling = proto::from_wire(m.sampling);
-  sequence->most_emitted = most;
-  sequence->held_blocks = sequence->final_blocks = static_cast<uint32_t>(held.size());
-  sequence->blocks.assign(held.begin(), held.end());
-  sequence->blocks.insert(sequence->blocks.end(), blocks->begin(), blocks->end());
+  sequence->most_emitted = std::min(m.sampling.max_tokens, shape_.max_context - m.prompt_tokens);
+  sequence->priority = m.priority;
+  sequence->whole = m.whole || !m.shares.empty();
   sequence->block_root = m.block_root;
   sequence->space = m.space;
   sequence->stored_blocks = static_cast<uint32_t>(m.tokens.size()) / model::kBlockTokens;
-  sequence->first_block = first / model::kBlockTokens;
   for (const proto::KvShare& share : m.shares) {
     sequence->away.push_back({share.begin, share.end});
     sequence->holders.push_back(share.node);
+    sequence->first_block = share.end / model::kBlockTokens;
   }
-  const auto first_of = [&](uint32_t layer) {
-    return first + model::slots_in_blocks(shape_, layer, sequence->held_blocks);
-  };
-  sequence->intake = KvIntake(shape_.kv_layers(), static_cast<uint32_t>(m.tokens.size()), first_of);
   sequence->deadline = now + allowed;
   sequence->heard = now;
-  sequence->tokens.reserve(m.prompt_tokens + most);
   sequence->tokens.assign(m.tokens.begin(), m.tokens.end());
+  if (!take_blocks(*sequence, held_blocks(m), in_shares)) return Outcome::kNoRoom;
+  const auto first_of = [&](uint32_t layer) {
+    return sequence->first_block * model::kBlockTokens +
+           model::slots_in_blocks(shape_, layer, sequence->held_blocks);
+  };
+  sequence->intake = KvIntake(shape_.kv_layers(), static_cast<uint32_t>(m.tokens.size()), first_of);
   sequences_.emplace(key, std::move(sequence));
   return Outcome::kOk;
 }
@@ -109,6 +103,36 @@ std::span<const model::BlockId> SequenceTable::held_blocks(const proto::ReserveK
     if (common > held.size()) held = std::span(sequence->blocks).first(common);
   }
   return held;
+}
+
+// Of this rank, for its tokens and so many more, or its longest answer.
+uint32_t SequenceTable::blocks_wanted(const Sequence& sequence, uint32_t more) const {
+  const uint32_t most = sequence.prompt_tokens + sequence.most_emitted;
+  const auto tokens = static_cast<uint32_t>(sequence.tokens.size());
+  return model::KvPool::blocks_for(sequence.whole ? most : std::min(most, tokens + more)) -
+         sequence.first_block;
+}
+
+// The first blocks of a sequence, of which it shares `held`; all or none.
+bool SequenceTable::take_blocks(Sequence& sequence, std::span<const model::BlockId> held,
+                                uint32_t in_shares) {
+  const uint32_t longest =
+      model::KvPool::blocks_for(sequence.prompt_tokens + sequence.most_emitted);
+  if (longest - sequence.first_block > pool_.total()) return false;  // would not fit alone
+  const uint32_t ahead = std::max(kAhead, options_.tokens_ahead);
+  const auto wanted = blocks_wanted(sequence, ahead) - static_cast<uint32_t>(held.size());
+  uint64_t spoken_for = in_shares;
+  for (const auto& [key, other] : sequences_)
+    if (!other->doomed) spoken_for += blocks_wanted(*other, ahead);
+  spoken_for -= std::min(spoken_for, shared_.saved());
+  if (spoken_for + wanted > pool_.total()) return false;
+  auto blocks = pool_.allocate(wanted);
+  if (!blocks) return false;
+  shared_.share(held);
+  sequence.held_blocks = sequence.final_blocks = static_cast<uint32_t>(held.size());
+  sequence.blocks.assign(held.begin(), held.end());
+  sequence.blocks.insert(sequence.blocks.end(), blocks->begin(), blocks->end());
+  return true;
 }
 
 Sequence* SequenceTable::find(const SequenceKey& key) {
@@ -147,11 +171,15 @@ void SequenceTable::remember(const SequenceKey& key) {
 void SequenceTable::drop(Sequence& sequence) {
   if (sequence.doomed) return;
   if (sequence.ticket != 0) running_.erase(sequence.ticket);
-  if (sequence.in_step) {
-    sequence.doomed = true;
-    ++doomed_;
-    return;
-  }
+  sequence.doomed = true;
+  ++doomed_;
+  let_go(sequence);
+}
+
+// Frees an ended sequence unless somebody still has to do with its blocks.
+void SequenceTable::let_go(Sequence& sequence) {
+  if (!sequence.doomed || sequence.in_step || sequence.offering) return;
+  --doomed_;
   shared_.release(sequence.blocks);
   const SequenceKey key = sequence.key;
   sequences_.erase(key);
@@ -184,32 +212,80 @@ void SequenceTable::clear() {
   ended_order_.clear();
 }
 
-const std::vector<Sequence*>& SequenceTable::next_batch() {
+// Blocks that the sequence lacks for the tokens of the next steps; their last has no KV.
+uint32_t SequenceTable::lacking(const Sequence& sequence) const {
+  const uint32_t wanted = blocks_wanted(sequence, options_.tokens_ahead - 1);
+  const auto has = static_cast<uint32_t>(sequence.blocks.size());
+  return wanted > has ? wanted - has : 0;
+}
+
+bool SequenceTable::extend(Sequence& sequence) {
+  auto blocks = pool_.allocate(lacking(sequence));
+  if (!blocks) return false;
+  sequence.blocks.insert(sequence.blocks.end(), blocks->begin(), blocks->end());
+  return true;
+}
+
+bool SequenceTable::tight() const {
+  const uint64_t of_each = model::KvPool::blocks_for(options_.tokens_ahead) + 1;
+  return pool_.total() - pool_.used() < of_each * running_.size();
+}
+
+const std::vector<Sequence*>& SequenceTable::next_batch(const GivesWay& gives_way) {
   CHECK(batch_.empty(), "a step is under way");
-  const size_t rows = std::min<size_t>(running_.size(), options_.max_batch);
-  auto it = running_.upper_bound(turn_);
-  if (running_.size() <= options_.max_batch) it = running_.begin();
-  for (size_t row = 0; row < rows; ++row) {
-    if (it == running_.end()) it = running_.begin();
-    turn_ = it->first;
-    it->second->in_step = true;
-    batch_.push_back(it->second);
-    ++it;
+  batcher_.choose(running_, batch_);
+  uint64_t short_of = 0;
+  for (const Sequence* sequence : batch_) short_of += lacking(*sequence);
+  if (short_of > pool_.total() - pool_.used()) {
+    make_room(gives_way);
+  } else if (short_of > 0) {
+    for (Sequence* sequence : batch_) CHECK(extend(*sequence), "{} blocks were free", short_of);
   }
+  for (Sequence* sequence : batch_) sequence->in_step = true;
   return batch_;
+}
+
+// The first in order are served first, so that nobody gives way to a later one.
+void SequenceTable::make_room(const GivesWay& gives_way) {
+  std::vector<Sequence*> order = batch_;
+  std::ranges::sort(order,
+                    [](const Sequence* a, const Sequence* b) { return goes_before(*a, *b); });
+  for (Sequence* sequence : order) {
+    // One that has given way is out of the batch, and must not be looked at.
+    while (std::ranges::count(batch_, sequence) > 0 && !extend(*sequence)) {
+      Sequence* last = who_gives_way(living());
+      std::erase(batch_, last == nullptr ? sequence : last);
+      if (last != nullptr) gives_way(*last);
+    }
+  }
+}
+
+std::vector<Sequence*> SequenceTable::living() {
+  std::vector<Sequence*> out;
+  for (const auto& [key, sequence] : sequences_)
+    if (!sequence->doomed) out.push_back(sequence.get());
+  return out;
+}
+
+const std::vector<Sequence*>& SequenceTable::still_running() {
+  still_running_.clear();
+  std::ranges::copy_if(batch_, std::back_inserter(still_running_),
+                       [](const Sequence* sequence) { return !sequence->doomed; });
+  return still_running_;
 }
 
 void SequenceTable::end_step() {
   for (Sequence* sequence : batch_) {
     sequence->in_step = false;
     sequence->final_blocks = model::blocks_in_slots(shape_, final_slots(*sequence));
-    if (!sequence->doomed) continue;
-    --doomed_;
-    shared_.release(sequence->blocks);
-    const SequenceKey key = sequence->key;
-    sequences_.erase(key);
+    let_go(*sequence);
   }
   batch_.clear();
+}
+
+void SequenceTable::offered(Sequence& sequence) {
+  sequence.offering = false;
+  let_go(sequence);
 }
 
 SequenceTable::Expired SequenceTable::expired(Time now) {

@@ -7,7 +7,8 @@
 
 namespace proto {
 
-// Coordinator → decode rank: hold blocks for the whole sequence before any work is started.
+// Coordinator → decode rank: hold blocks before any work is started, for the tokens and some more
+// or for the whole sequence.
 struct ReserveKv {
   static constexpr uint16_t kType = 20;
   static constexpr const char* kName = "ReserveKv";
@@ -20,7 +21,11 @@ struct ReserveKv {
   // Of the names of the sequence's blocks (StartPrefill); zero: none of them is offered to a store.
   base::Hash128 block_root, space;
   std::vector<KvShare> shares;  // what others hold, from position 0 on without gaps
-  FIELDS(request, attempt, tokens, prompt_tokens, sampling, deadline_ms, block_root, space, shares)
+  int32_t priority = 0;         // lower is earlier; of equals the earlier request (lower id) is
+  bool whole = false;  // blocks for the longest answer; such an attempt is never preempted. With
+                       // shares it is so whatever this says
+  FIELDS(request, attempt, tokens, prompt_tokens, sampling, deadline_ms, block_root, space, shares,
+         priority, whole)
 };
 struct KvReserved {
   static constexpr uint16_t kType = 21;
@@ -174,7 +179,8 @@ struct AttemptFailed {
   std::string what;
   bool without_cache = false;  // an entry of the store was missing or bad
   NodeId blamed;               // who let the sender down; 0: nobody in particular
-  FIELDS(request, attempt, code, what, without_cache, blamed)
+  bool preempted = false;      // nothing failed: its KV was wanted for a request before it
+  FIELDS(request, attempt, code, what, without_cache, blamed, preempted)
 };
 
 // Coordinator → everyone who has part in it: free all that belongs to attempts ≤ attempt. Answer:

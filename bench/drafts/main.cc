@@ -103,7 +103,7 @@ class Batch {
       : engine_(engine),
         shape_(engine.shape()),
         pool_(blocks_of(prompts, options.tokens), {0, shape_.kv_layers()}, shape_.kv_row_bytes),
-        drafter_(shape_, steps) {
+        drafter_(shape_, steps, std::numeric_limits<uint16_t>::max()) {
     for (size_t i = 0; i < prompts.size(); ++i) add(prompts[i], options, i);
   }
 

@@ -139,8 +139,8 @@ TEST(ClusterConfig, WhatIsNotOfferedIsRefusedByNameWithWhatIs) {
       {"[decode]\neplb_min_gain = 2.0\n", "c.toml:2:17: decode.eplb_min_gain"},
       {"[decode]\nmicro_batches = 3\n", "c.toml:2:17: decode.micro_batches"},
       {"[decode]\nmtp_steps = 17\n", "c.toml:2:13: decode.mtp_steps"},
-      {"[decode]\nsteps_per_schedule = 2\n",
-       "c.toml:2:22: decode.steps_per_schedule: 2 is not offered; only 1"},
+      {"[decode]\nsteps_per_schedule = 0\n", "c.toml:2:22: decode.steps_per_schedule"},
+      {"[decode]\nreserve = \"none\"\n", "c.toml:2:11: decode.reserve"},
   };
   for (const auto& c : cases) {
     EXPECT_EQ(error_of(c.text).substr(0, std::string_view(c.error).size()), c.error);

@@ -165,6 +165,8 @@ TEST(ApiParse, ReadsWhatClientsSend) {
       {R"("tools":[{"type":"function","function":{"name":"f"}}],"tool_choice":null)",
        [](const auto& r) { return r.tools.size() == 1; }},
       {R"("model":"tiny","cache_salt":"s")", [](const auto& r) { return r.cache_salt == "s"; }},
+      {R"("model":"tiny","priority":-3)", [](const auto& r) { return r.priority == -3; }},
+      {R"("model":"tiny")", [](const auto& r) { return r.priority == 0; }},
   };
   for (const Accepted& c : cases) {
     const auto result = chat(c.fields);

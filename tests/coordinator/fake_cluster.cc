@@ -1,5 +1,7 @@
 #include "fake_cluster.h"
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 
 namespace coordinator {
@@ -169,6 +171,26 @@ bool FakeCluster::idle(base::Duration within) {
                std::all_of(knobs.prefilling.begin(), knobs.prefilling.end(), zero);
       },
       (sim.now() + within).time_since_epoch());
+}
+
+void expect_right(FakeCluster& cluster, int requests) {
+  for (int i = 0; i < requests; ++i) {
+    const Ended& e = cluster.ended(i);
+    EXPECT_EQ(e.ends, 1) << "request " << i;
+    EXPECT_FALSE(e.error) << "request " << i << ": " << e.error->what;
+    EXPECT_EQ(e.tokens, cluster.expected(i)) << "request " << i;
+    const bool eos = !e.tokens.empty() && e.tokens.back() == kEos;
+    EXPECT_EQ(e.reason, eos ? FinishReason::kStop : FinishReason::kLength) << "request " << i;
+    EXPECT_EQ(e.usage.completion_tokens, e.tokens.size());
+  }
+}
+
+double counter(FakeCluster& cluster, const std::string& name) {
+  for (const auto& [key, value] : cluster.coordinator().status().counters) {
+    if (key == name) return value;
+  }
+  ADD_FAILURE() << "no counter " << name;
+  return -1;
 }
 
 }  // namespace coordinator

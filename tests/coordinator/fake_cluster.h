@@ -66,4 +66,8 @@ class FakeCluster {
   std::map<int, size_t> cancel_inside_;
 };
 
+// Every request that ended well has the right tokens and one end.
+void expect_right(FakeCluster& cluster, int requests);
+double counter(FakeCluster& cluster, const std::string& name);  // of the coordinator
+
 }  // namespace coordinator

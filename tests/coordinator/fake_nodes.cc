@@ -249,9 +249,10 @@ class FakeDecode final : public FakeNode {
   };
 
   static Task<void> decode(FakeDecode& self, Context& ctx, Key key, TokenId token) {
-    if (self.knobs_.fail_decodes > 0) {
-      --self.knobs_.fail_decodes;
+    if (self.knobs_.fail_decodes > 0 || self.knobs_.preempt_decodes > 0) {
       proto::AttemptFailed failed;
+      failed.preempted = self.knobs_.preempt_decodes > 0;
+      --(failed.preempted ? self.knobs_.preempt_decodes : self.knobs_.fail_decodes);
       failed.request = key.first;
       failed.attempt = key.second;
       failed.code = static_cast<uint16_t>(base::Code::kCorrupt);

@@ -33,9 +33,10 @@ struct Knobs {
   uint32_t fail_decodes = 0;     // so many sequences fail in place of their first step
   std::string fail_what = "numerical_error: logits are not finite";
   bool fail_without_cache = false;
-  bool lose_finish = false;   // the last token leaves without its finish reason
-  bool mute_decode = false;   // ranks reserve but never emit
-  uint32_t store_blocks = 0;  // leading blocks the store claims to have
+  uint32_t preempt_decodes = 0;  // so many sequences give way in place of their first step
+  bool lose_finish = false;      // the last token leaves without its finish reason
+  bool mute_decode = false;      // ranks reserve but never emit
+  uint32_t store_blocks = 0;     // leading blocks the store claims to have
   base::Hash128 decode_model{1, 1};
   uint32_t held_blocks = 0;              // that a rank says it has of each prompt
   std::vector<base::NodeId> slow_ranks;  // that every stage tells of

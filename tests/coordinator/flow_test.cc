@@ -13,27 +13,6 @@ using base::FinishReason;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-// Every request that ended well has the right tokens and one end.
-void expect_right(FakeCluster& cluster, int requests) {
-  for (int i = 0; i < requests; ++i) {
-    const Ended& e = cluster.ended(i);
-    EXPECT_EQ(e.ends, 1) << "request " << i;
-    EXPECT_FALSE(e.error) << "request " << i << ": " << e.error->what;
-    EXPECT_EQ(e.tokens, cluster.expected(i)) << "request " << i;
-    const bool eos = !e.tokens.empty() && e.tokens.back() == kEos;
-    EXPECT_EQ(e.reason, eos ? FinishReason::kStop : FinishReason::kLength) << "request " << i;
-    EXPECT_EQ(e.usage.completion_tokens, e.tokens.size());
-  }
-}
-
-double counter(FakeCluster& cluster, const std::string& name) {
-  for (const auto& [key, value] : cluster.coordinator().status().counters) {
-    if (key == name) return value;
-  }
-  ADD_FAILURE() << "no counter " << name;
-  return -1;
-}
-
 TEST(CoordinatorFlow, RunsRequestsToTheirEnd) {
   FakeCluster cluster({});
   ASSERT_TRUE(cluster.wait_ready());
@@ -115,32 +94,6 @@ TEST(CoordinatorFlow, PlacesAgainAfterNoRoomOnAStage) {
   ASSERT_TRUE(cluster.run_until_ended());
   expect_right(cluster, 1);
   EXPECT_EQ(counter(cluster, "no_room_total"), 2.0);
-  EXPECT_TRUE(cluster.idle(seconds(1)));
-}
-
-TEST(CoordinatorFlow, AsksAFullClusterOncePerChangeAndNotOncePerRequest) {
-  constexpr int kRequests = 300;
-  FakeCluster cluster({.max_requests = kRequests});
-  ASSERT_TRUE(cluster.wait_ready());
-  cluster.knobs.stage_jobs = 4;
-  for (int i = 0; i < kRequests; ++i) cluster.submit(20, 10);
-  ASSERT_TRUE(cluster.run_until_ended());
-  expect_right(cluster, kRequests);
-  // The first burst, then at most a question per first token and per end.
-  EXPECT_LT(cluster.knobs.reserves, 4u * kRequests);
-  EXPECT_TRUE(cluster.idle(seconds(1))) << cluster.held();
-}
-
-TEST(CoordinatorFlow, PlacesInTheOrderOfAdmissionWhateverTheSize) {
-  FakeCluster cluster({.ranks = 1, .stores = 0});
-  cluster.knobs.blocks_total = 10;
-  ASSERT_TRUE(cluster.wait_ready());
-  cluster.submit(500, 50);                             // 9 blocks
-  cluster.submit(500, 50);                             // has to wait
-  for (int i = 0; i < 4; ++i) cluster.submit(10, 20);  // would fit beside the first
-  ASSERT_TRUE(cluster.run_until_ended());
-  expect_right(cluster, 6);
-  EXPECT_TRUE(std::is_sorted(cluster.knobs.reserved.begin(), cluster.knobs.reserved.end()));
   EXPECT_TRUE(cluster.idle(seconds(1)));
 }
 

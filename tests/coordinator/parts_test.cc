@@ -230,6 +230,15 @@ TEST(Placement, TellsFullFromTooSmall) {
   EXPECT_EQ(place_by("kv_aware", view, {.blocks = 2}).verdict, PlaceVerdict::kPlaced);
 }
 
+TEST(Placement, TheRankMustHaveBlocksForTheLongestAnswerThoughTheyAreNotHeldYet) {
+  const PlacementView view = two_stages({rank(20, 0, 1, 10, 8), rank(21, 1, 1, 4, 0)});
+  EXPECT_EQ(place_by("kv_aware", view, {.blocks = 2, .longest = 10}).placement.decode, NodeId{20});
+  EXPECT_EQ(place_by("kv_aware", view, {.blocks = 3, .longest = 10}).verdict,
+            PlaceVerdict::kNoRoom);
+  EXPECT_EQ(place_by("kv_aware", view, {.blocks = 2, .longest = 11}).verdict,
+            PlaceVerdict::kNeverFits);
+}
+
 TEST(Placement, RefusesAPromptLargerThanAStage) {
   const PlacementView view = two_stages({rank(20, 0, 1, 100, 8)});
   EXPECT_EQ(place_by("kv_aware", view, {.blocks = 30, .prefill_blocks = 20}).verdict,

@@ -22,10 +22,10 @@ model::OracleOptions drafting() {
 // A node with sequences that are ready to decode, as a finished intake leaves them.
 class Node {
  public:
-  Node(model::Engine& engine, uint32_t steps)
+  Node(model::Engine& engine, uint32_t steps, uint32_t max_rows = 1000)
       : engine_(engine),
         pool_(64, {0, engine.shape().kv_layers()}, engine.shape().kv_row_bytes),
-        drafter_(engine.shape(), steps) {}
+        drafter_(engine.shape(), steps, max_rows) {}
 
   Sequence& add(const std::vector<TokenId>& prompt, const base::Sampling& sampling) {
     auto made = std::make_unique<Sequence>();

@@ -13,7 +13,7 @@ class DraftingRankTest : public RankTest {
 
 TEST_F(DraftingRankTest, OneAndTwoRanksEmitWhatOneProcessGeneratesAndDraftTheSame) {
   for (const uint32_t ranks : {1u, 2u}) {
-    build({.ranks = ranks, .mtp_steps = 3});
+    build({.ranks = ranks, .mtp_steps = 3, .max_rows = 100});
     for (const Request& request : mixed_requests(16, 90)) submit_at(kReady, request);
     ASSERT_TRUE(run(60s));
     model::DraftCounters alone;
@@ -43,6 +43,28 @@ TEST_F(DraftingRankTest, OneAndTwoRanksEmitWhatOneProcessGeneratesAndDraftTheSam
     EXPECT_EQ(all.step_tokens, all.step_sequences + all.accepted);
     EXPECT_GT(all.accepted * 4, all.step_tokens) << "drafts save a quarter of the steps at least";
     expect_idle(ranks);
+  }
+}
+
+TEST_F(DraftingRankTest, NoStepHasMoreRowsThanAllowedAndTheTokensAreTheSame) {
+  for (const uint32_t max_rows : {1u, 4u, 11u}) {
+    SCOPED_TRACE(max_rows);
+    build({.ranks = 1, .max_batch = 8, .mtp_steps = 3, .max_rows = max_rows});
+    uint64_t most = 0, steps = 0, rows = 0;
+    for (const Request& request : mixed_requests(10, 60)) submit_at(kReady, request);
+    sim->run_until([] { return false; }, kReady);
+    const auto look = [&] {
+      const Counters& counters = rank(0).counters();
+      if (counters.steps > steps + 1) ADD_FAILURE() << "a step was not seen";
+      if (counters.steps == steps + 1) most = std::max(most, counters.batch_rows - rows);
+      steps = counters.steps, rows = counters.batch_rows;
+      return cluster().all_done() && steps > 0;
+    };
+    ASSERT_TRUE(sim->run_until(look, 60s));
+    for (uint32_t id = 1; id <= 10; ++id) expect_oracle_tokens(id);
+    EXPECT_EQ(most, max_rows);
+    EXPECT_EQ(rank(0).counters().drafted > 0, max_rows > 1);
+    expect_idle(1);
   }
 }
 

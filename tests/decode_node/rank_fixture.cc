@@ -116,7 +116,7 @@ void FakeCluster::submit(Context& ctx, Request request) {
 }
 
 void FakeCluster::next_attempt(Context& ctx, Request& request) {
-  if (request.attempt >= give_up_after) return;
+  if (request.attempt >= give_up_after + request.preempted) return;
   if (nodes_.contains(request.rank)) {
     proto::Cancel message;
     message.request = request.id;
@@ -192,6 +192,8 @@ Task<void> FakeCluster::attempt(Context& ctx, RequestId id, uint32_t attempt) {
   message.prompt_tokens = static_cast<uint32_t>(request.prompt.size());
   message.sampling = proto::to_wire(request.sampling);
   message.deadline_ms = request.deadline_ms;
+  message.priority = request.priority;
+  message.whole = request.whole;
   Task<bool> reservation = reserve(ctx, std::move(message));
   const bool reserved = co_await std::move(reservation);
   if (!reserved || (request.abandoned && attempt == 1)) co_return;
@@ -339,7 +341,9 @@ void FakeCluster::on(Context& ctx, const Incoming<proto::TokenOut>& in) {
       EXPECT_EQ(at->second, entry.tokens[i]) << "token " << index << " came twice and differs";
       if (fresh && i < entry.logprobs.size()) ++request.logprobs;
     }
-    if (entry.finish != base::FinishReason::kNone) request.finish = entry.finish;
+    if (entry.finish == base::FinishReason::kNone) continue;
+    request.finish = entry.finish;
+    request.ended = ctx.now();
   }
   ctx.reply(in, ack);
 }
@@ -348,7 +352,11 @@ void FakeCluster::on(Context& ctx, const Incoming<proto::AttemptFailed>& in) {
   Request& request = requests_.at(in->request);
   ctx.reply(in, proto::Done{});
   if (in->attempt != request.attempt || request.cancelled) return;
-  request.failures.push_back(in.msg);
+  if (in->preempted) {
+    ++request.preempted;
+  } else {
+    request.failures.push_back(in.msg);
+  }
   next_attempt(ctx, request);
 }
 
@@ -377,6 +385,8 @@ void RankTest::build(Setup setup) {
       config.mtp_steps = setup.mtp_steps;
       config.micro_batches = setup.micro_batches;
       config.micro_rows = setup.micro_rows;
+      config.max_rows = setup.max_rows;
+      config.steps_per_schedule = setup.steps_per_schedule;
       return std::make_unique<DecodeActor>(std::move(config));
     });
   }

@@ -27,6 +27,8 @@ struct Request {
   uint32_t corrupt_rows = 0;  // so many KvLayer blobs are damaged on their first way
   bool wrong_chain = false;   // the first attempt's commits do not match
   uint64_t deadline_ms = 600'000;
+  int32_t priority = 0;
+  bool whole = false;
   bool abandoned = false;  // the first attempt's stages do nothing
   // What became of it.
   uint32_t attempt = 0;
@@ -36,6 +38,8 @@ struct Request {
   base::FinishReason finish = base::FinishReason::kNone;
   bool cancelled = false;
   std::vector<proto::AttemptFailed> failures;
+  uint32_t preempted = 0;  // attempts
+  base::Time ended{};
 
   std::vector<TokenId> tokens() const;  // emitted without a gap
 };
@@ -122,6 +126,8 @@ class RankTest : public ::testing::Test {
     uint64_t kv_bytes = 4u << 20;
     uint32_t micro_batches = 1, micro_rows = 1;
     uint32_t mtp_steps = 0;  // oracle.mtp_steps offers them
+    uint32_t max_rows = 0;
+    uint32_t steps_per_schedule = 1;
     std::function<std::unique_ptr<model::Engine>()> make_engine = {};  // default: the oracle
   };
   void build(Setup setup);

@@ -195,7 +195,11 @@ TEST_F(RankTest, NoAttemptOutlivesItsDeadline) {
 
 TEST_F(RankTest, HeartbeatsTellTheLoad) {
   build({.ranks = 1});
-  for (uint32_t id = 1; id <= 3; ++id) submit_at(kReady, plain_request(id, 20, 3000));
+  for (uint32_t id = 1; id <= 3; ++id) {
+    Request request = plain_request(id, 20, 3000);
+    request.whole = true;
+    submit_at(kReady, request);
+  }
   sim->run_until([] { return false; }, kReady + 500ms);
   const proto::Heartbeat& beat = cluster().beats().begin()->second;
   EXPECT_EQ(beat.state, proto::NodeState::kReady);

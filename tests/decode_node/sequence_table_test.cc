@@ -46,19 +46,26 @@ class SequenceTableTest : public ::testing::Test {
   Outcome absent(uint64_t request, uint32_t attempt) {
     return table.absent({RequestId{request}, attempt});
   }
+  const std::vector<Sequence*>& next_batch() {
+    return table.next_batch([this](Sequence& sequence) {
+      gave_way.push_back(sequence.key.request.value);
+      table.end(sequence);
+    });
+  }
   std::vector<uint64_t> step() {
     std::vector<uint64_t> requests;
-    for (Sequence* s : table.next_batch()) requests.push_back(s->key.request.value);
+    for (Sequence* s : next_batch()) requests.push_back(s->key.request.value);
     table.end_step();
     return requests;
   }
 
   Time now{};
+  std::vector<uint64_t> gave_way;
   SequenceTable table{small_shape(), {.blocks = 8, .max_batch = 3, .max_sequences = 6}};
 };
 
-TEST_F(SequenceTableTest, TakesBlocksForTheWholeSequenceOnceHoweverOftenItIsAsked) {
-  const auto m = ask(1, 1, /*tokens=*/65, /*max_tokens=*/64);  // 129 tokens: 3 blocks
+TEST_F(SequenceTableTest, TakesBlocksForTheTokensAndABlockMoreHoweverOftenItIsAsked) {
+  const auto m = ask(1, 1, /*tokens=*/65, /*max_tokens=*/400);  // 129 tokens: 3 blocks
   EXPECT_EQ(table.reserve(m, now), Outcome::kOk);
   EXPECT_EQ(table.reserve(m, now), Outcome::kOk);
   EXPECT_EQ(table.pool().used(), 3u);
@@ -81,7 +88,9 @@ TEST_F(SequenceTableTest, NeverReservesPastTheContext) {
 }
 
 TEST_F(SequenceTableTest, RefusalForLackOfRoomChangesNothing) {
-  EXPECT_EQ(table.reserve(ask(1, 1, 300, 100), now), Outcome::kOk);  // 7 of 8 blocks
+  auto most = ask(1, 1, 300, 100);
+  most.whole = true;
+  EXPECT_EQ(table.reserve(most, now), Outcome::kOk);  // 7 of 8 blocks
   EXPECT_EQ(table.reserve(ask(2, 1, 100, 1), now), Outcome::kNoRoom);
   EXPECT_EQ(table.pool().used(), 7u);
   EXPECT_EQ(table.size(), 1u);
@@ -126,7 +135,7 @@ TEST_F(SequenceTableTest, AHigherAttemptReplacesALowerOne) {
 
 TEST_F(SequenceTableTest, AReplacedAttemptKeepsItsBlocksToTheEndOfItsStep) {
   running(1, 1);
-  ASSERT_EQ(table.next_batch().size(), 1u);
+  ASSERT_EQ(next_batch().size(), 1u);
   EXPECT_EQ(table.reserve(ask(1, 2), now), Outcome::kOk);
   EXPECT_EQ(table.pool().used(), 2u);
   EXPECT_EQ(table.running(), 0u);
@@ -139,7 +148,7 @@ TEST_F(SequenceTableTest, AReplacedAttemptKeepsItsBlocksToTheEndOfItsStep) {
 
 TEST_F(SequenceTableTest, ACancelFreesAtOnceOrAtTheEndOfTheStep) {
   running(1);
-  EXPECT_EQ(table.next_batch().size(), 1u);
+  EXPECT_EQ(next_batch().size(), 1u);
   running(2);
   EXPECT_EQ(table.reserve(ask(3, 1), now), Outcome::kOk);
   for (uint64_t request : {1, 2, 3}) table.cancel(RequestId{request}, 1);
@@ -149,7 +158,7 @@ TEST_F(SequenceTableTest, ACancelFreesAtOnceOrAtTheEndOfTheStep) {
   table.end_step();
   EXPECT_EQ(table.pool().used(), 0u);
   EXPECT_EQ(table.size(), 0u);
-  EXPECT_TRUE(table.next_batch().empty());
+  EXPECT_TRUE(next_batch().empty());
 }
 
 TEST_F(SequenceTableTest, ACancelSparesHigherAttemptsAndOtherRequests) {
@@ -193,6 +202,119 @@ TEST_F(SequenceTableTest, AllRunWhenTheyFitAndTakeTurnsWhenTheyDoNot) {
   EXPECT_EQ(step(), (std::vector<uint64_t>{1, 3, 5}));
 }
 
+// Grown by hand, as steps would.
+void grow(Sequence& sequence, size_t tokens) { sequence.tokens.resize(tokens, 7); }
+
+TEST_F(SequenceTableTest, OneThatIsWholeHasBlocksForItsLongestAnswer) {
+  auto m = ask(1, 1, /*tokens=*/65, /*max_tokens=*/400);  // 465 tokens: 8 blocks
+  m.whole = true;
+  EXPECT_EQ(table.reserve(m, now), Outcome::kOk);
+  EXPECT_EQ(table.pool().used(), 8u);
+}
+
+TEST_F(SequenceTableTest, BlocksGrowWithTheTokensThatTheNextStepsMayAdd) {
+  SequenceTable eight{small_shape(), {.blocks = 8, .max_batch = 3, .tokens_ahead = 8}};
+  EXPECT_EQ(eight.reserve(ask(1, 1, 10, 400), now), Outcome::kOk);  // 74 tokens: 2 blocks
+  Sequence& sequence = *eight.find({RequestId{1}, 1});
+  eight.admit(sequence);
+  const auto used = [&](size_t tokens) {
+    grow(sequence, tokens);
+    eight.next_batch([](Sequence&) { FAIL(); });
+    eight.end_step();
+    return eight.pool().used();
+  };
+  EXPECT_EQ(used(121), 2u);  // rows 120 to 127 are to come
+  EXPECT_EQ(used(122), 3u);
+  EXPECT_EQ(used(410 - 9), 7u);
+  EXPECT_EQ(used(409), 7u);  // 410 tokens at most: 7 blocks
+}
+
+TEST_F(SequenceTableTest, WhoComesInLeavesRoomForThoseWhoAreHereToGrow) {
+  EXPECT_EQ(table.reserve(ask(1, 1, 120, 300), now), Outcome::kOk);  // 184 tokens: 3 of 8 blocks
+  EXPECT_EQ(table.reserve(ask(2, 1, 120, 300), now), Outcome::kOk);
+  EXPECT_EQ(table.pool().used(), 6u);
+  EXPECT_EQ(table.reserve(ask(3, 1, 60, 300), now), Outcome::kOk);  // 124 tokens: 2 blocks
+  table.end(*find(3, 1));
+  grow(*find(1, 1), 130);  // may come to a fourth block soon
+  EXPECT_EQ(table.reserve(ask(4, 1, 60, 300), now), Outcome::kNoRoom);
+  EXPECT_EQ(table.pool().used(), 6u);
+}
+
+TEST_F(SequenceTableTest, WhenBlocksAreShortTheLastInOrderGivesWay) {
+  for (uint64_t request : {1, 2, 3}) {
+    EXPECT_EQ(table.reserve(ask(request, 1, 10, 400), now), Outcome::kOk);  // 2 blocks each
+    table.admit(*find(request, 1));
+  }
+  find(2, 1)->priority = 5;
+  grow(*find(1, 1), 300);  // 5 blocks
+  EXPECT_EQ(step(), (std::vector<uint64_t>{1, 3}));
+  EXPECT_EQ(gave_way, (std::vector<uint64_t>{2}));  // the least of all, though 3 came later
+  EXPECT_EQ(table.pool().used(), 7u);
+  grow(*find(1, 1), 400);
+  EXPECT_EQ(step(), (std::vector<uint64_t>{1}));
+  EXPECT_EQ(gave_way, (std::vector<uint64_t>{2, 3}));
+  EXPECT_EQ(table.pool().used(), 7u);
+}
+
+TEST_F(SequenceTableTest, TheFirstInOrderNeverGivesWayHoweverMuchOthersWant) {
+  for (uint64_t request : {1, 2}) {
+    EXPECT_EQ(table.reserve(ask(request, 1, 10, 400), now), Outcome::kOk);
+    table.admit(*find(request, 1));
+  }
+  grow(*find(1, 1), 250);
+  EXPECT_EQ(step(), (std::vector<uint64_t>{1, 2}));  // 4 and 2 blocks
+  grow(*find(2, 1), 330);                            // 6 blocks: there are 4
+  EXPECT_EQ(step(), (std::vector<uint64_t>{1}));
+  EXPECT_EQ(gave_way, (std::vector<uint64_t>{2}));
+  EXPECT_EQ(table.pool().used(), 4u);
+}
+
+TEST_F(SequenceTableTest, AReservationGivesWayToo) {
+  EXPECT_EQ(table.reserve(ask(1, 1, 10, 400), now), Outcome::kOk);
+  EXPECT_EQ(table.reserve(ask(2, 1, 10, 400), now), Outcome::kOk);
+  table.admit(*find(1, 1));
+  grow(*find(1, 1), 400);
+  EXPECT_EQ(step(), (std::vector<uint64_t>{1}));
+  EXPECT_EQ(gave_way, (std::vector<uint64_t>{2}));
+}
+
+TEST_F(SequenceTableTest, WhoFindsNobodyToGiveWayStaysOutUntilAWholeOneHasEnded) {
+  auto whole = ask(2, 1, 10, 300);  // 5 blocks
+  whole.whole = true;
+  EXPECT_EQ(table.reserve(ask(1, 1, 10, 400), now), Outcome::kOk);
+  EXPECT_EQ(table.reserve(whole, now), Outcome::kOk);
+  for (uint64_t request : {1, 2}) table.admit(*find(request, 1));
+  grow(*find(1, 1), 250);
+  EXPECT_EQ(step(), (std::vector<uint64_t>{2}));
+  EXPECT_TRUE(gave_way.empty());
+  table.end(*find(2, 1));
+  EXPECT_EQ(step(), (std::vector<uint64_t>{1}));
+}
+
+TEST_F(SequenceTableTest, OneThatEndsBetweenTwoStepsOfABatchRunsNoMoreAndKeepsItsBlocksToTheEnd) {
+  running(1), running(2);
+  EXPECT_EQ(next_batch().size(), 2u);
+  table.end(*find(1, 1));
+  ASSERT_EQ(table.still_running().size(), 1u);
+  EXPECT_EQ(table.still_running()[0]->key.request.value, 2u);
+  EXPECT_EQ(table.pool().used(), 2u);
+  table.end_step();
+  EXPECT_EQ(table.pool().used(), 1u);
+}
+
+TEST_F(SequenceTableTest, BlocksThatAreOfferedStayUntilTheyAreCopied) {
+  Sequence& sequence = running(1);
+  EXPECT_EQ(next_batch().size(), 1u);
+  sequence.offering = true;
+  table.end(sequence);
+  table.end_step();
+  EXPECT_EQ(table.pool().used(), 1u);
+  EXPECT_EQ(table.running() + table.reservations(), 0u);
+  table.offered(sequence);
+  EXPECT_EQ(table.pool().used(), 0u);
+  EXPECT_EQ(table.size(), 0u);
+}
+
 TEST_F(SequenceTableTest, ReservationsFallSilentAndEveryAttemptHasADeadline) {
   auto soon = ask(3, 1);
   soon.deadline_ms = 10'000;
@@ -214,7 +336,7 @@ TEST_F(SequenceTableTest, ANewLifeStartsEmptyOnceTheStepIsOver) {
   running(1);
   running(2);
   EXPECT_EQ(table.reserve(ask(3, 1), now), Outcome::kOk);
-  EXPECT_EQ(table.next_batch().size(), 2u);
+  EXPECT_EQ(next_batch().size(), 2u);
   table.clear();
   EXPECT_EQ(table.pool().used(), 2u);
   EXPECT_EQ(table.reserve(ask(4, 1), now), Outcome::kOk);  // the new life may begin meanwhile

@@ -14,6 +14,9 @@ namespace simulation {
 
 namespace {
 
+// Eight blocks of the oracle's five layers, and some requests come to that many.
+constexpr uint64_t kSmallKv = 8 * 5 * 1024;
+
 // A prompt: a third of them, or all, begins with one of two shared prefixes.
 std::vector<base::TokenId> prompt(Rng& rng, uint32_t vocab, bool all_shared) {
   std::vector<base::TokenId> tokens;
@@ -125,15 +128,22 @@ struct Running {
       coordinator::Submission made = submission(rng, engine.shape().vocab, script.shared);
       for (uint64_t more = script.kv_parallel > 1 ? rng.below(400) : 0; more > 0; --more)
         made.prompt.push_back(static_cast<base::TokenId>(rng.below(engine.shape().vocab)));
-      if (script.constrained && i % 3 > 0) made.sampling.grammar = some_grammar(rng);
+      if (script.constrained && (i % 3 > 0) != script.preempt)
+        made.sampling.grammar = some_grammar(rng);
       if (script.rebalance) made.sampling.max_tokens *= 4;  // time for experts to move
+      if (script.preempt) {                                 // long answers, all at once
+        made.sampling.max_tokens = 64 + made.sampling.max_tokens * 6;
+        made.sampling.ignore_eos = made.sampling.grammar.kind == base::GrammarKind::kNone;
+        made.priority = static_cast<int32_t>(rng.below(3)) - 1;
+        made.tenant = rng.chance(0.5) ? "one" : "another";
+      }
       if (script.tenants) {
         made.salt = rng.chance(0.3) ? "another" : "one";
         made.sampling.max_tokens *= 8;  // time for others to share what it has
         made.sampling.ignore_eos = true;
       }
-      const milliseconds at = between(rng, 0, 4000);
-      const bool leaves = script.cancels && rng.chance(0.5);
+      const milliseconds at = between(rng, 0, script.preempt ? 600 : 4000);
+      const bool leaves = script.cancels && rng.chance(script.preempt ? 0.2 : 0.5);
       const milliseconds stays = between(rng, 0, 1500);
       cluster.host().at(at, [this, made, leaves, stays, at] {
         const size_t index = cluster.submit(made);
@@ -158,6 +168,7 @@ struct Running {
       return fail(Verdict::kLiveness,
                   fmt::format("{} requests are not over after {} s", open, script.limit.count()));
     }
+    result.preemptions = cluster.preemptions();
     result.plans = static_cast<uint32_t>(cluster.balance().counters().plans);
     result.held = cluster.steps().rows_held;
     result.virtual_seconds = base::seconds(cluster.host().now().time_since_epoch());
@@ -231,6 +242,11 @@ RunResult run(const RunOptions& options) {
         2 + static_cast<uint32_t>(options.seed % (script->kv_parallel - 1));
   }
   cluster_options.share_experts = options.seed % 3 != 0;
+  if (script->preempt) {
+    cluster_options.decode_kv_bytes = kSmallKv;
+    cluster_options.steps_per_schedule = options.seed % 3 == 0 ? 1 : 8;
+    cluster_options.mtp_steps = options.seed % 2 == 0 ? script->mtp_steps : 0;
+  }
   if (script->rebalance) {
     cluster_options.ranks = 3;
     cluster_options.eplb = true;

@@ -29,6 +29,7 @@ struct RunResult {
   uint32_t cached = 0;  // tokens of prompts
   uint32_t plans = 0;   // for experts, that became active
   uint64_t held = 0;    // KV rows that decode ranks had already, of their lives at the end
+  uint64_t preemptions = 0;
   double virtual_seconds = 0;
   double slowest_seconds = 0;  // request, from asking to the end
   std::string log;             // the last lines, of a failure

@@ -33,6 +33,7 @@ struct Script {
   uint32_t mtp_steps = 0;
   bool constrained = false;  // two of three requests must keep to a grammar
   uint32_t kv_parallel = 1;  // above 1: 2 … this, by the seed, of four decode ranks; long prompts
+  bool preempt = false;      // little KV for long answers, priorities, several steps at once
   bool rebalance = false;    // three decode ranks, skewed routing, experts follow the load
   bool tenants = false;      // two of them, whose prompts begin alike and who share nothing
 };

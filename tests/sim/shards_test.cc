@@ -117,7 +117,7 @@ TEST(ShardedCluster, ServesWhatNoRankCouldHoldAlone) {
   ClusterOptions options;
   options.ranks = 3;
   const uint64_t block = uint64_t{shape.kv_layers()} * shape.kv_row_bytes * model::kBlockTokens;
-  options.rank_kv_bytes = 4 * block;  // the longest prompt and its answer are seven blocks
+  options.decode_kv_bytes = 4 * block;  // the longest prompt and its answer are seven blocks
   for (const uint32_t kv_parallel : {1u, 3u}) {
     options.kv_parallel = kv_parallel;
     SimCluster cluster(options, *w.engine);

@@ -83,6 +83,7 @@ SimCluster::SimCluster(const ClusterOptions& options, model::Engine& engine) {
   config_.heartbeat_misses = options.heartbeat_misses;
   config_.kv_parallel = options.kv_parallel;
   config_.redundant_experts = options.redundant_experts;
+  config_.reserve = options.reserve;
   config_.eplb = options.eplb ? "on" : "off";
   config_.eplb_window_ms = kWindowMs;
   config_.eplb_interval_ms = kWindowMs / 2;
@@ -142,8 +143,10 @@ void SimCluster::add_nodes(const ClusterOptions& options, model::Engine& engine)
         return std::make_unique<SharedEngine>(engine, engines_, name);
       };
       config.make_vocabulary = make_vocabulary;
-      config.kv_bytes = options.rank_kv_bytes > 0 ? options.rank_kv_bytes : options.kv_bytes;
+      config.kv_bytes = options.decode_kv_bytes > 0 ? options.decode_kv_bytes : options.kv_bytes;
       config.max_batch = options.max_batch;
+      config.max_rows = options.max_rows;
+      config.steps_per_schedule = options.steps_per_schedule;
       config.share_ngram = options.share_ngram;
       config.mtp_steps = options.mtp_steps;
       config.micro_batches = options.micro_batches;
@@ -248,6 +251,20 @@ SimCluster::Steps SimCluster::steps() {
     all.shard_answers += counters.shard_answers;
   }
   return all;
+}
+
+uint64_t SimCluster::preemptions() {
+  for (const auto& [name, value] : gateway().status().counters)
+    if (name == "preemptions_total") return static_cast<uint64_t>(value);
+  return 0;
+}
+
+double SimCluster::told(const std::string& counter) {
+  double sum = 0;
+  for (const coordinator::NodeStatus& node : gateway().status().nodes) {
+    for (const auto& [name, value] : node.counters) sum += name == counter ? value : 0;
+  }
+  return sum;
 }
 
 std::string SimCluster::held() {

@@ -31,9 +31,11 @@ struct ClusterOptions {
   uint32_t micro_batches = 1, micro_rows = 1;  // of the decode ranks
   uint32_t kv_parallel = 1;
   uint32_t redundant_experts = 0;
-  bool eplb = false;  // with window and interval of seconds
-  uint64_t kv_bytes = 32u << 20;
-  uint64_t rank_kv_bytes = 0;  // of a decode rank; 0: kv_bytes
+  bool eplb = false;              // with window and interval of seconds
+  uint64_t kv_bytes = 32u << 20;  // of each stage's rank, and of each decode rank
+  uint64_t decode_kv_bytes = 0;   // where decode ranks have less; 0: as much
+  uint32_t steps_per_schedule = 1, max_rows = 0;
+  std::string reserve = "grow";
   uint32_t heartbeat_misses = 5;
   bool store_disk = false;  // stores of little RAM over a simulated disk
   uint64_t store_ram = 64u << 10, store_disk_bytes = 1u << 20;  // with store_disk
@@ -93,6 +95,10 @@ class SimCluster {
     uint64_t rows_received = 0, rows_held = 0, shard_answers = 0;
   };
   Steps steps();
+
+  uint64_t preemptions();  // that the coordinator knows of
+  // A counter in the latest heartbeats of all nodes together.
+  double told(const std::string& counter);
 
   // What is still held anywhere: empty when every ledger reads zero.
   std::string held();

@@ -64,12 +64,11 @@ int main(int argc, char** argv) {
       return code;
     }
     fmt::print(
-        "check ok {} seed {}: {} requests, {} tokens, {} cached, {} attempts, {} plans, {} held, "
-        "slowest "
-        "{:.1f} s, {:.1f} virtual s, trace {}\n",
+        "check ok {} seed {}: {} requests, {} tokens, {} cached, {} attempts, {} preempted, {} "
+        "plans, {} held, slowest {:.1f} s, {:.1f} virtual s, trace {}\n",
         options.scenario, options.seed, result.requests, result.tokens, result.cached,
-        result.attempts, result.plans, result.held, result.slowest_seconds, result.virtual_seconds,
-        result.trace.hex());
+        result.attempts, result.preemptions, result.plans, result.held, result.slowest_seconds,
+        result.virtual_seconds, result.trace.hex());
   }
   return code;
 }
