@@ -46,7 +46,8 @@ DecodeActor::DecodeActor(DecodeConfig config)
              [this] { return stepping_ || service_.computing() > 0; }),
       service_(counters_, plans_.window()),
       ngram_(counters_),
-      drafter_(config_.shape, config_.mtp_steps) {}
+      drafter_(config_.shape, config_.mtp_steps),
+      forced_(config_.shape, config_.max_batch, config_.force_tokens) {}
 
 void DecodeActor::start(Context& ctx) {
   membership_.start(ctx);
@@ -281,13 +282,20 @@ Task<void> DecodeActor::run_steps(Context& ctx) {
     const base::Time begin = ctx.now();
     const bool loading = plans_.loading() > 0;
     const std::vector<Sequence*>& batch = table_.next_batch();
-    inject_faults();
-    Task<bool> step = compute_step(ctx, batch);
-    const bool passed = co_await std::move(step);
-    if (!experts::can_be_trusted(ctx, *engine_)) co_return;  // no token of this step leaves
-    count_step(batch.size(), ctx.now() - begin, loading || plans_.loading() > 0);
-    settle(ctx, batch, passed);
-    outbox_.flush(ctx);  // tokens first
+    Task<void> ahead = emit_forced(ctx, batch);
+    co_await std::move(ahead);
+    std::vector<Sequence*> members = batch;  // those that need the pass
+    std::erase_if(members, [](const Sequence* sequence) { return sequence->doomed; });
+    bool passed = true;
+    if (!members.empty()) {
+      inject_faults();
+      Task<bool> step = compute_step(ctx, members);
+      passed = co_await std::move(step);
+      if (!experts::can_be_trusted(ctx, *engine_)) co_return;  // no token of this step leaves
+      count_step(members.size(), ctx.now() - begin, loading || plans_.loading() > 0);
+      settle(ctx, members, passed);
+      outbox_.flush(ctx);  // tokens first
+    }
     if (passed) {
       Task<void> offers = offer_blocks(ctx, batch);
       co_await std::move(offers);
@@ -301,6 +309,22 @@ Task<void> DecodeActor::run_steps(Context& ctx) {
 
 void DecodeActor::count_step(size_t sequences, base::Duration took, bool loading) {
   ++counters_.steps;
+// A member that ends by what it must emit is doomed afterwards.
+Task<void> DecodeActor::emit_forced(Context& ctx, const std::vector<Sequence*>& batch) {
+  if (!forced_.possible(batch)) co_return;
+  std::function<void()> job = [this, &batch] { forced_.find(batch); };
+  Task<void> run = ctx.offload(std::move(job), cost_of_rows(0));
+  co_await std::move(run);
+  for (size_t i = 0; i < batch.size(); ++i) {
+    const std::vector<TokenId>& tokens = forced_.run(i);
+    if (tokens.empty() || batch[i]->doomed) continue;
+    batch[i]->forced = static_cast<uint32_t>(tokens.size());
+    counters_.forced += tokens.size();
+    emit(*batch[i], tokens, {});
+  }
+  outbox_.flush(ctx);
+}
+
   counters_.step_sequences += sequences;
   counters_.batch_rows += step_.pass().rows();
   counters_.step_seconds += base::seconds(took);
@@ -372,6 +396,7 @@ void DecodeActor::settle(Context& ctx, const std::vector<Sequence*>& batch, bool
     drafted += next.drafted;
     emit(sequence, next.run.tokens, to_wire(next.run.logprobs));
   }
+    sequence.forced = 0;  // they have their KV now
   counters_.draft_length = static_cast<double>(drafted) / static_cast<double>(batch.size());
 }
 

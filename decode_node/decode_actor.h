@@ -18,6 +18,7 @@
 #include "decode_node/drafter.h"
 #include "decode_node/expert_exchange.h"
 #include "decode_node/expert_plans.h"
+#include "decode_node/forced_tokens.h"
 #include "decode_node/grammars.h"
 #include "decode_node/sequence_table.h"
 #include "decode_node/step_batch.h"
@@ -45,6 +46,7 @@ struct DecodeConfig {
   uint32_t max_batch = 32;
   bool share_ngram = false;  // n-gram rows come from the rank whose share has them
   uint32_t mtp_steps = 0;    // drafts of a sequence in a step, at most; the shape must offer them
+  bool force_tokens = true;  // what a grammar forces costs no pass of its own; off: for comparison
   uint32_t max_sequences = 1024;
   ExpertPlanOptions experts;
   base::Duration scrub{};  // time in which all weights in memory are checked once; 0: never
@@ -133,6 +135,7 @@ class DecodeActor final : public actor::Actor,
   void fail_attempt(Context& ctx, Sequence& sequence, base::Code code, std::string what,
                     bool without_cache = false);
   Task<void> report(Context& ctx, proto::AttemptFailed message);
+  Task<void> emit_forced(Context& ctx, const std::vector<Sequence*>& batch);
 
   // Constant after construction.
   const DecodeConfig config_;
@@ -155,3 +158,4 @@ class DecodeActor final : public actor::Actor,
 };
 
 }  // namespace decode
+  ForcedTokens forced_;

@@ -39,14 +39,18 @@ void Drafter::run(model::Engine& engine, std::span<Sequence* const> members, mod
   round_.clear();
   const uint32_t room = kRowsMost / static_cast<uint32_t>(members.size()) - 1;
   for (Sequence* member : members) {
-    const std::span<const TokenId> tokens(member->tokens);
+    const std::span<const TokenId> all(member->tokens);
+    const std::span<const TokenId> tokens = all.first(all.size() - member->forced);
     model::Drafting drafting;
     drafting.state = &*member->speculation;
     drafting.kv = model::KvView{&pool, member->blocks};
     drafting.tokens = tokens;
+    drafting.given = all.subspan(tokens.size());
     if (!catch_up_only) {
       const uint32_t left = member->most_emitted - member->emitted();
-      drafting.steps = std::min({member->draft_length.steps(), left - 1, room});
+      const uint32_t steps =
+          std::min({member->draft_length.steps(), member->forced + left - 1, room});
+      drafting.steps = steps > member->forced ? steps : 0;
     }
     drafting.choose = model::draft_sampler(
         tokens.first(member->prompt_tokens), tokens.subspan(member->prompt_tokens), eos_,
@@ -58,9 +62,8 @@ void Drafter::run(model::Engine& engine, std::span<Sequence* const> members, mod
 
 std::vector<Sequence*> Drafter::behind(std::span<Sequence* const> members) {
   const auto lags = [](const Sequence& sequence) {
-    const auto tokens = static_cast<uint32_t>(sequence.tokens.size());
     return sequence.doomed && sequence.speculation &&
-           final_slots(sequence) / model::kBlockTokens < (tokens - 1) / model::kBlockTokens;
+           final_slots(sequence) / model::kBlockTokens < sequence.known() / model::kBlockTokens;
   };
   std::vector<Sequence*> out;
   for (Sequence* member : members)
@@ -69,7 +72,7 @@ std::vector<Sequence*> Drafter::behind(std::span<Sequence* const> members) {
 }
 
 uint32_t final_slots(const Sequence& sequence) {
-  const auto known = static_cast<uint32_t>(sequence.tokens.size()) - 1;
+  const uint32_t known = sequence.known();
   return sequence.speculation ? std::min(known, sequence.speculation->filled() + 1) : known;
 }
 

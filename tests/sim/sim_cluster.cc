@@ -273,6 +273,7 @@ std::string SimCluster::held() {
             "experts to load; ",
             name, ledger.reservations, ledger.running, ledger.blocks_used, ledger.outbox,
             ledger.expert_calls, ledger.storing, ledger.experts_loading);
+    all.forced += counters.forced;
       }
     } else {
       const auto* store = as<kvstore::KvstoreActor>(actor);

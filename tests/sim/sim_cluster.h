@@ -86,7 +86,7 @@ class SimCluster {
 
   // Of the decode ranks' present lives.
   struct Steps {
-    uint64_t sequences = 0, tokens = 0, drafted = 0, accepted = 0;
+    uint64_t sequences = 0, tokens = 0, drafted = 0, accepted = 0, forced = 0;
   };
   Steps steps();
 
