@@ -61,6 +61,7 @@ void DecodeActor::welcomed(Context& ctx, const proto::HelloReply& reply) {
   ctx.set_log_node("decode/" + std::to_string(reply.position));
   positioned_ = true;
   plans_.welcomed(ctx, reply.position, reply.positions);
+  if (leaving_) return;  // of a life that is over: nothing is here any more
   if (engine_) {
     membership_.ready(ctx);
   } else if (!loading_) {
@@ -147,10 +148,11 @@ Outcome DecodeActor::absent(const SequenceKey& key) {
 void DecodeActor::on(Context& ctx, const Incoming<proto::ReserveKv>& in) {
   proto::KvReserved reply;
   reply.outcome = Outcome::kNoRoom;
-  if (membership_.state() == proto::NodeState::kReady) {
-    reply.outcome = table_.reserve(in.msg, ctx.now());
-  }
   Sequence* sequence = table_.find({in->request, in->attempt});
+  if (sequence != nullptr || membership_.state() == proto::NodeState::kReady) {
+    reply.outcome = table_.reserve(in.msg, ctx.now());
+    sequence = table_.find({in->request, in->attempt});
+  }
   if (sequence != nullptr && grammars_.must_compile(*sequence))
     ctx.spawn(compile(ctx, sequence->sampling.grammar));
   if (reply.outcome == Outcome::kOk) reply.credits = kCredits;
@@ -307,8 +309,6 @@ Task<void> DecodeActor::run_steps(Context& ctx) {
   plans_.end_steps(ctx);
 }
 
-void DecodeActor::count_step(size_t sequences, base::Duration took, bool loading) {
-  ++counters_.steps;
 // A member that ends by what it must emit is doomed afterwards.
 Task<void> DecodeActor::emit_forced(Context& ctx, const std::vector<Sequence*>& batch) {
   if (!forced_.possible(batch)) co_return;
@@ -325,6 +325,8 @@ Task<void> DecodeActor::emit_forced(Context& ctx, const std::vector<Sequence*>& 
   outbox_.flush(ctx);
 }
 
+void DecodeActor::count_step(size_t sequences, base::Duration took, bool loading) {
+  ++counters_.steps;
   counters_.step_sequences += sequences;
   counters_.batch_rows += step_.pass().rows();
   counters_.step_seconds += base::seconds(took);
@@ -394,9 +396,9 @@ void DecodeActor::settle(Context& ctx, const std::vector<Sequence*>& batch, bool
     counters_.accepted += next.run.accepted;
     counters_.step_tokens += next.run.tokens.size();
     drafted += next.drafted;
+    sequence.forced = 0;  // they have their KV now
     emit(sequence, next.run.tokens, to_wire(next.run.logprobs));
   }
-    sequence.forced = 0;  // they have their KV now
   counters_.draft_length = static_cast<double>(drafted) / static_cast<double>(batch.size());
 }
 

@@ -50,7 +50,8 @@ struct DecodeConfig {
   uint32_t max_sequences = 1024;
   ExpertPlanOptions experts;
   base::Duration scrub{};  // time in which all weights in memory are checked once; 0: never
-  std::vector<base::NodeFault> faults;  // of this node; `after` counts steps
+  base::Duration leave_within = std::chrono::seconds(30);  // leave(): what runs then moves
+  std::vector<base::NodeFault> faults;                     // of this node; `after` counts steps
 };
 
 // What this rank holds for others. All zero when idle.
@@ -85,7 +86,14 @@ class DecodeActor final : public actor::Actor,
   void receive(Context& ctx, actor::Envelope&& e) override {
     In::dispatch(*this, ctx, std::move(e));
   }
-  void on(Context& ctx, const Incoming<proto::HeartbeatReply>& in) { membership_.on(ctx, in); }
+  void peer_down(Context& ctx, NodeId node) override;
+  // Leaves the running cluster and stops with 0 (decode_leave.cc).
+  void leave(Context& ctx);
+
+  void on(Context& ctx, const Incoming<proto::HeartbeatReply>& in) {
+    coordinator_lost_ = false;
+    membership_.on(ctx, in);
+  }
   void on(Context& ctx, const Incoming<proto::ClusterView>& in) { membership_.on(ctx, in); }
   void on(Context& ctx, const Incoming<proto::ReserveKv>& in);
   void on(Context& ctx, const Incoming<proto::KvLayer>& in);
@@ -115,6 +123,8 @@ class DecodeActor final : public actor::Actor,
   Task<void> load(Context& ctx);
   Task<void> scrub(Context& ctx);
   Task<void> watch(Context& ctx);
+  Task<void> finish(Context& ctx);
+  bool serves() const;
 
   proto::Outcome absent(const SequenceKey& key);
   proto::Outcome take_rows(Context& ctx, const Incoming<proto::KvLayer>& in);
@@ -125,6 +135,7 @@ class DecodeActor final : public actor::Actor,
 
   void kick(Context& ctx);
   Task<void> run_steps(Context& ctx);
+  Task<void> emit_forced(Context& ctx, const std::vector<Sequence*>& batch);
   void count_step(size_t sequences, base::Duration took, bool loading);
   void inject_faults();
   Task<bool> compute_step(Context& ctx, const std::vector<Sequence*>& batch);
@@ -135,7 +146,6 @@ class DecodeActor final : public actor::Actor,
   void fail_attempt(Context& ctx, Sequence& sequence, base::Code code, std::string what,
                     bool without_cache = false);
   Task<void> report(Context& ctx, proto::AttemptFailed message);
-  Task<void> emit_forced(Context& ctx, const std::vector<Sequence*>& batch);
 
   // Constant after construction.
   const DecodeConfig config_;
@@ -150,12 +160,13 @@ class DecodeActor final : public actor::Actor,
   experts::ExpertService service_;
   lookup::NgramService ngram_;
   Drafter drafter_;
+  ForcedTokens forced_;
   StepBatch step_;
   std::unique_ptr<model::Engine> engine_;     // null until loaded
   std::unique_ptr<ExpertExchange> exchange_;  // with the engine
   bool loading_ = false, positioned_ = false, stepping_ = false;
+  bool leaving_ = false, coordinator_lost_ = false;
   uint32_t reports_ = 0;
 };
 
 }  // namespace decode
-  ForcedTokens forced_;
