@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
@@ -180,6 +181,55 @@ int down(const std::string& config) {
   cluster->forget();
   fmt::print("down\n");
   return 0;
+}
+
+namespace {
+
+// Ready decode ranks, and all of them.
+std::pair<uint32_t, uint32_t> decode_ranks(const std::string& url) {
+  const json body = json::parse(ask_readiness(url).body, nullptr, false);
+  uint32_t ready = 0, all = 0;
+  if (!body.is_object()) return {0, 0};
+  for (const json& node : body.value("nodes", json::array())) {
+    if (node.value("role", "") != "decode") continue;
+    ++all;
+    ready += node.value("state", "") == "ready" ? 1 : 0;
+  }
+  return {ready, all};
+}
+
+}  // namespace
+
+int scale(const std::string& config, const std::string& what) {
+  auto cluster = LocalCluster::open(config);
+  if (!cluster) return complain(cluster.error());
+  const std::string prefix = "decode=";
+  const std::string number = what.starts_with(prefix) ? what.substr(prefix.size()) : "";
+  uint32_t ranks = 0;
+  const auto [rest, failed] = std::from_chars(number.data(), number.data() + number.size(), ranks);
+  if (failed != std::errc{} || rest != number.data() + number.size() || ranks < 1 || ranks > 256) {
+    fmt::print(stderr, "serval: scale takes decode=N with N from 1 to 256, not {}\n", what);
+    return node::kExitUsage;
+  }
+  if (cluster->launcher() == 0) {
+    fmt::print(stderr, "serval: no cluster of {} runs; start it with ./serval up\n",
+               cluster->config_path);
+    return 1;
+  }
+  if (base::Status asked = cluster->write_scale(ranks); !asked) return complain(asked.error());
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(300);
+  while (std::chrono::steady_clock::now() < until) {
+    const auto [ready, all] = decode_ranks(cluster->url());
+    if (ready == ranks && all == ranks) {
+      fmt::print("{} decode ranks\n", ranks);
+      return 0;
+    }
+    if (cluster->launcher() == 0) break;
+    ::poll(nullptr, 0, 50);
+  }
+  fmt::print(stderr, "serval: there are not {} decode ranks; see ./serval status and {}/log\n",
+             ranks, cluster->state_folder);
+  return 1;
 }
 
 int status(const std::string& config, bool as_json) {

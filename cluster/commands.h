@@ -11,6 +11,8 @@ int show_config(const std::string& config, bool print);
 int up(const std::string& config, bool detach);
 int down(const std::string& config);
 int status(const std::string& config, bool json);
+// "decode=4": so many decode ranks in the running cluster; waits until they are there.
+int scale(const std::string& config, const std::string& what);
 int chat(const std::string& config, const std::string& prompt, uint32_t max_tokens);
 int verify(const std::string& folder, const std::string& engine);
 

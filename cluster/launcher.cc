@@ -13,6 +13,7 @@
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "cluster/http.h"
 
@@ -28,6 +29,7 @@ constexpr seconds kUpLimit{300};      // to become ready; a large model loads fo
 constexpr milliseconds kTurn{20};     // between looks at children and the coordinator
 constexpr milliseconds kDrain{2500};  // for running streams after `down`
 constexpr milliseconds kKillAfter{4000};
+constexpr seconds kLeave{35};  // a decode rank's own bound is 30 s (decode_leave.cc)
 
 volatile sig_atomic_t g_stop = 0;
 
@@ -60,12 +62,6 @@ Readiness ask_readiness(const std::string& url) {
 }
 
 Launcher::Launcher(const LocalCluster& cluster) : cluster_(cluster) {
-  const auto add = [&](const std::string& name, const std::string& executable) {
-    Node node;
-    node.name = name;
-    node.executable = executable;
-    nodes_.push_back(node);
-  };
   add("coordinator", "coordinator");
   const uint32_t prefill = cluster.config.prefill_stages * cluster.config.sequence_parallel;
   for (uint32_t i = 0; i < prefill; ++i) add(fmt::format("prefill-{}", i), "prefill_node");
@@ -73,6 +69,44 @@ Launcher::Launcher(const LocalCluster& cluster) : cluster_(cluster) {
     add(fmt::format("decode-{}", i), "decode_node");
   for (uint32_t i = 0; i < cluster.config.kvstore_nodes; ++i)
     add(fmt::format("kvstore-{}", i), "kvstore");
+}
+
+void Launcher::add(const std::string& name, const std::string& executable) {
+  Node node;
+  node.name = name;
+  node.executable = executable;
+  nodes_.push_back(node);
+}
+
+void Launcher::follow_scale() {
+  if (const std::optional<uint32_t> ranks = cluster_.take_scale()) scale(*ranks);
+  for (const Node& node : nodes_) {
+    if (node.leaves_by && node.pid > 0 && steady_clock::now() > *node.leaves_by)
+      ::kill(node.pid, SIGKILL);
+  }
+}
+
+void Launcher::scale(uint32_t ranks) {
+  std::set<std::string> wanted;
+  for (uint32_t i = 0; i < ranks; ++i) wanted.insert(fmt::format("decode-{}", i));
+  for (Node& node : nodes_) {
+    if (node.executable != "decode_node") continue;
+    if (wanted.erase(node.name) > 0) {
+      node.leaves_by.reset();  // one that is on its way out comes back when it has left
+      continue;
+    }
+    fmt::print(stderr, "serval: {} leaves\n", node.name);
+    node.leaves_by = steady_clock::now() + kLeave;
+    if (node.pid > 0) ::kill(node.pid, SIGTERM);
+  }
+  std::erase_if(nodes_, [](const Node& node) { return node.leaves_by && node.pid == 0; });
+  for (const std::string& name : wanted) {
+    fmt::print(stderr, "serval: {} joins\n", name);
+    add(name, "decode_node");
+    const std::ofstream emptied(cluster_.log_of(name), std::ios::trunc);
+    spawn(nodes_.back());
+  }
+  write_state();
 }
 
 bool Launcher::told_to_stop() const { return g_stop != 0; }
@@ -138,7 +172,9 @@ std::optional<int> Launcher::reap_and_restart() {
     for (Node& node : nodes_) {
       if (node.pid != pid) continue;
       changed = true;
-      if (WIFEXITED(status) && is_final(WEXITSTATUS(status)) && !final_code) {
+      if (node.leaves_by) {
+        node.pid = 0;
+      } else if (WIFEXITED(status) && is_final(WEXITSTATUS(status)) && !final_code) {
         final_code = WEXITSTATUS(status);
         fmt::print(stderr, "serval: {}\n", last_log_line(node));
         node.pid = 0;
@@ -148,6 +184,7 @@ std::optional<int> Launcher::reap_and_restart() {
       }
     }
   }
+  std::erase_if(nodes_, [](const Node& node) { return node.leaves_by && node.pid == 0; });
   for (Node& node : nodes_) {
     if (node.restart_at && steady_clock::now() >= *node.restart_at) {
       spawn(node);
@@ -183,6 +220,7 @@ int Launcher::bring_up(const std::function<void(const std::string& line)>& progr
   ::sigaction(SIGTERM, &action, nullptr);
   ::sigaction(SIGINT, &action, nullptr);
   ::signal(SIGPIPE, SIG_IGN);
+  static_cast<void>(cluster_.take_scale());  // of a former run
   for (Node& node : nodes_) {
     const std::ofstream emptied(cluster_.log_of(node.name), std::ios::trunc);  // this run's log
     spawn(node);
@@ -212,6 +250,7 @@ int Launcher::bring_up(const std::function<void(const std::string& line)>& progr
 void Launcher::supervise() {
   while (!told_to_stop()) {
     reap_and_restart();
+    follow_scale();
     pause_for(kTurn);
   }
 }

@@ -4,7 +4,8 @@
 //
 // Restart: after 0.2 s, doubling to 10 s, from the start again once a node has lived for 30 s; five
 // deaths within 60 s open the circuit: the node stays down and the cluster serves on without it as
-// far as it can.
+// far as it can. Decode ranks are added and removed while it runs (`serval scale`); the next `up`
+// starts as many as the cluster file says.
 #pragma once
 #include <sys/types.h>
 
@@ -42,8 +43,13 @@ class Launcher {
     std::deque<Instant> deaths;
     bool given_up = false;
     int last_exit = 0;
+    std::optional<Instant> leaves_by;  // told to leave; killed then, and never restarted
   };
 
+  void add(const std::string& name, const std::string& executable);
+  // What `serval scale` asked for: decode ranks are started, or told to leave (SIGTERM).
+  void follow_scale();
+  void scale(uint32_t ranks);
   void spawn(Node& node);
   // Collects dead children, schedules and performs restarts. The exit code of a node that must not
   // be restarted (bad configuration, address taken, no model), else nothing.

@@ -86,7 +86,7 @@ int main(int argc, char** argv) {
       "Also: ./serval test [tidy|unit|golden|sim|host|process|all], ./serval build, ./serval "
       "clean.\n"
       "--no-install anywhere: never install packages, say what is missing instead.");
-  std::string config = cluster::default_config(), prompt, folder, engine = "local";
+  std::string config = cluster::default_config(), prompt, ranks, folder, engine = "local";
   bool detach = false, json = false, check = false, print = false;
   uint32_t max_tokens = 0;
   cluster::BenchOptions bench;
@@ -100,11 +100,11 @@ int main(int argc, char** argv) {
   auto* down = app.add_subcommand("down", "Stop the cluster in order");
   auto* status = app.add_subcommand("status", "One line per node");
   status->add_flag("--json", json, "as JSON");
+  auto* scale = app.add_subcommand("scale", "Add or remove decode ranks of the running cluster");
+  scale->add_option("ranks", ranks, "decode=4: so many ranks")->required();
   auto* chat = app.add_subcommand("chat", "Chat in the terminal; without a prompt line by line");
   chat->add_option("prompt", prompt, "what to say");
   chat->add_option("--max-tokens", max_tokens, "at most this many tokens an answer");
-  for (CLI::App* command : {up, down, status, chat})
-    command->add_option("--config", config, "the cluster file")->capture_default_str();
   auto* verify = app.add_subcommand("verify", "Run a checkpoint against its reference outputs");
   verify
       ->add_option("folder", folder,
@@ -123,9 +123,8 @@ int main(int argc, char** argv) {
   auto* digests =
       app.add_subcommand("digests", "Write the digests of a checkpoint's tensors beside it");
   digests->add_option("folder", folder, "the checkpoint")->required();
-  app.get_subcommand("bench")
-      ->add_option("--config", config, "the cluster file")
-      ->capture_default_str();
+  for (CLI::App* command : {up, down, status, scale, chat, app.get_subcommand("bench")})
+    command->add_option("--config", config, "the cluster file")->capture_default_str();
 
   try {
     app.parse(argc, argv);
@@ -136,6 +135,7 @@ int main(int argc, char** argv) {
   if (up->parsed()) return cluster::up(config, detach);
   if (down->parsed()) return cluster::down(config);
   if (status->parsed()) return cluster::status(config, json);
+  if (scale->parsed()) return cluster::scale(config, ranks);
   if (chat->parsed()) return cluster::chat(config, prompt, max_tokens);
   if (verify->parsed()) return cluster::verify(folder, engine);
   if (digests->parsed()) return cluster::write_digests(folder);

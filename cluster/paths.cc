@@ -118,8 +118,31 @@ void LocalCluster::write_nodes(const std::map<std::string, pid_t>& nodes) const 
   fs::rename(fresh, path, ignored);
 }
 
+base::Status LocalCluster::write_scale(uint32_t ranks) const {
+  const std::string path = state_folder + "/scale", fresh = path + ".new";
+  std::ofstream out(fresh);
+  out << ranks << '\n';
+  out.close();
+  std::error_code failed;
+  if (out) fs::rename(fresh, path, failed);
+  if (!out || failed)
+    return base::fail(base::Code::kIo, "cannot write {}: is the disk full?", path);
+  return {};
+}
+
+std::optional<uint32_t> LocalCluster::take_scale() const {
+  const std::string path = state_folder + "/scale";
+  std::ifstream in(path);
+  uint32_t ranks = 0;
+  if (!(in >> ranks)) return std::nullopt;
+  std::error_code ignored;
+  fs::remove(path, ignored);
+  return ranks;
+}
+
 void LocalCluster::forget() const {
   std::error_code ignored;
+  fs::remove(state_folder + "/scale", ignored);
   fs::remove(state_folder + "/nodes", ignored);
   fs::remove(state_folder + "/launcher.pid", ignored);
 }

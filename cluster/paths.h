@@ -1,9 +1,10 @@
 // Where a cluster of this checkout keeps its things:  <root>/.serval/<cluster
-// name>/{launcher.pid,nodes,log/<node>.log}
+// name>/{launcher.pid,nodes,scale,log/<node>.log}
 #pragma once
 #include <sys/types.h>
 
 #include <map>
+#include <optional>
 #include <string>
 
 #include "base/cluster_config.h"
@@ -40,7 +41,10 @@ struct LocalCluster {
   // node → pid, as last written by the launcher. For cleaning up after a launcher that was killed.
   std::map<std::string, pid_t> nodes() const;
   void write_nodes(const std::map<std::string, pid_t>& nodes) const;
-  void forget() const;  // removes both files
+  // Decode ranks that `serval scale` wants; taken once by the launcher.
+  base::Status write_scale(uint32_t ranks) const;
+  std::optional<uint32_t> take_scale() const;
+  void forget() const;  // removes all of them
 };
 
 // True when the process exists and is not a zombie.

@@ -16,6 +16,8 @@ using std::chrono::milliseconds;
 
 namespace {
 
+constexpr uint32_t kRanksMost = 256;  // of decode; they may join a running cluster
+
 constexpr size_t kEndpointBytes = 1000;
 
 uint32_t context_of(const CoordinatorOptions& options) {
@@ -42,6 +44,7 @@ void CoordinatorActor::start(Context& ctx) {
   membership.stages = options_.config.prefill_stages;
   membership.sequence_ranks = options_.config.sequence_parallel;
   membership.ranks = options_.config.decode_ranks;
+  membership.ranks_most = kRanksMost;
   membership.stores = options_.config.kvstore_nodes;
   const StageDivision division =
       divide_layers(stage_costs(options_.shape), options_.config.prefill_stages);

@@ -65,9 +65,16 @@ Membership::Membership(MembershipOptions options) : options_(std::move(options))
 
 uint32_t Membership::positions(Role role) const {
   if (role == Role::kPrefill) return options_.stages * options_.sequence_ranks;
-  if (role == Role::kDecode) return options_.ranks;
   if (role == Role::kKvstore) return options_.stores;
-  return 0;
+  if (role != Role::kDecode) return 0;
+  uint32_t count = options_.ranks;
+  for (const auto& [id, member] : members_)
+    if (member.role == role) count = std::max(count, member.position + 1);
+  return count;
+}
+
+uint32_t Membership::positions_most(Role role) const {
+  return role == Role::kDecode ? std::max(options_.ranks, options_.ranks_most) : positions(role);
 }
 
 std::optional<std::string> Membership::why_refused(NodeId from, const Hello& hello) const {
@@ -124,7 +131,7 @@ std::optional<uint32_t> Membership::free_position(const Hello& hello) const {
   for (const auto& [id, member] : members_) {
     if (member.role == hello.role) taken.insert(member.position);
   }
-  const uint32_t count = positions(hello.role);
+  const uint32_t count = positions_most(hello.role);
   const auto former = former_position_.find(key_of(hello));
   if (former != former_position_.end() && former->second < count &&
       !taken.contains(former->second)) {
@@ -142,7 +149,7 @@ HelloReply Membership::welcome(const Member& member) const {
   HelloReply reply;
   reply.verdict = HelloReply::Verdict::kWelcome;
   reply.position = member.position;
-  reply.positions = positions(member.role);
+  reply.positions = std::max(positions(member.role), member.position + 1);
   if (member.role == Role::kPrefill) {
     const model::LayerRange layers = options_.stage_layers.at(stage_of(member));
     reply.layer_begin = layers.begin;

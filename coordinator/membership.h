@@ -23,6 +23,7 @@ using base::Time;
 struct MembershipOptions {
   // Positions per role; those of prefill are the ranks of each stage, stage by stage.
   uint32_t stages = 1, sequence_ranks = 1, ranks = 1, stores = 0;
+  uint32_t ranks_most = 0;  // decode ranks may join beyond `ranks`, up to so many
   std::vector<model::LayerRange> stage_layers;  // of each prefill stage
   uint32_t heartbeat_ms = 200;
   uint32_t misses = 5;
@@ -101,7 +102,8 @@ class Membership {
   };
   std::optional<std::string> why_refused(NodeId from, const proto::Hello& hello) const;
   std::optional<uint32_t> free_position(const proto::Hello& hello) const;
-  uint32_t positions(proto::Role role) const;
+  uint32_t positions(proto::Role role) const;  // as configured, and those that joined
+  uint32_t positions_most(proto::Role role) const;
   void end_life(NodeId node, Time now, Change& change);
   void remember(NodeId node, Time until, bool dead, Change& change);
   proto::HelloReply welcome(const Member& member) const;

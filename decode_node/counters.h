@@ -9,13 +9,14 @@ namespace decode {
 
 struct Counters : experts::ExpertCounters, lookup::NgramCounters {
   uint64_t steps = 0;
-  uint64_t batch_rows = 0;      // of the passes of all steps, verified drafts included
+  uint64_t batch_rows = 0;      // of the passes of all steps, drafts and forced tokens included
   uint64_t step_sequences = 0;  // sum of the sequences of all steps
   uint64_t drafted = 0;         // tokens; `accepted` of them were emitted
   uint64_t accepted = 0;
-  uint64_t step_tokens = 0;        // emitted by steps: all but first tokens
+  uint64_t step_tokens = 0;        // sampled by steps: all but first and forced tokens
   double draft_length = 0;         // drafts of a sequence in the latest step, on average
-  uint64_t tokens = 0;             // emitted, first tokens included
+  uint64_t forced = 0;             // emitted without a pass of their own, by a grammar
+  uint64_t tokens = 0;             // emitted, first and forced tokens included
   double expert_wait_seconds = 0;  // steps that stood still for rows away
   double step_seconds = 0;
   // Steps during which experts' weights were loaded for a plan or a dead rank, and their time.

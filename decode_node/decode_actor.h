@@ -18,6 +18,7 @@
 #include "decode_node/drafter.h"
 #include "decode_node/expert_exchange.h"
 #include "decode_node/expert_plans.h"
+#include "decode_node/forced_tokens.h"
 #include "decode_node/grammars.h"
 #include "decode_node/kv_shards.h"
 #include "decode_node/micro_batches.h"
@@ -50,10 +51,12 @@ struct DecodeConfig {
   uint32_t micro_rows = 8;     // that each of them has at least
   uint32_t max_rows = 0;       // of a step, drafts included; 0: twice max_batch, 32 at least
   uint32_t steps_per_schedule = 1;
+  bool force_tokens = true;  // what a grammar forces costs no pass of its own; off: for comparison
   uint32_t max_sequences = 1024;
   ExpertPlanOptions experts;
   base::Duration scrub{};  // time in which all weights in memory are checked once; 0: never
-  std::vector<base::NodeFault> faults;  // of this node; `after` counts steps
+  base::Duration leave_within = std::chrono::seconds(30);  // leave(): what runs then moves
+  std::vector<base::NodeFault> faults;                     // of this node; `after` counts steps
 };
 
 // What this rank holds for others. All zero when idle.
@@ -90,7 +93,14 @@ class DecodeActor final : public actor::Actor,
   void receive(Context& ctx, actor::Envelope&& e) override {
     In::dispatch(*this, ctx, std::move(e));
   }
-  void on(Context& ctx, const Incoming<proto::HeartbeatReply>& in) { membership_.on(ctx, in); }
+  void peer_down(Context& ctx, NodeId node) override;
+  // Leaves the running cluster and stops with 0 (decode_leave.cc).
+  void leave(Context& ctx);
+
+  void on(Context& ctx, const Incoming<proto::HeartbeatReply>& in) {
+    coordinator_lost_ = false;
+    membership_.on(ctx, in);
+  }
   void on(Context& ctx, const Incoming<proto::ClusterView>& in) { membership_.on(ctx, in); }
   void on(Context& ctx, const Incoming<proto::ReserveKv>& in);
   void on(Context& ctx, const Incoming<proto::KvLayer>& in);
@@ -123,6 +133,8 @@ class DecodeActor final : public actor::Actor,
   Task<void> load(Context& ctx);
   Task<void> scrub(Context& ctx);
   Task<void> watch(Context& ctx);
+  Task<void> finish(Context& ctx);
+  bool serves() const;
 
   proto::Outcome absent(const SequenceKey& key);
   proto::Outcome take_rows(Context& ctx, const Incoming<proto::KvLayer>& in);
@@ -135,6 +147,7 @@ class DecodeActor final : public actor::Actor,
   Task<void> run_steps(Context& ctx);
   const std::vector<Sequence*>& schedule(Context& ctx);
   Task<bool> run_step(Context& ctx, const std::vector<Sequence*>& batch);
+  Task<void> emit_forced(Context& ctx, const std::vector<Sequence*>& batch);
   void count_step(size_t sequences, base::Duration took, bool loading);
   void inject_faults();
   Task<bool> compute_step(Context& ctx, const std::vector<Sequence*>& batch);
@@ -174,10 +187,12 @@ class DecodeActor final : public actor::Actor,
   experts::ExpertService service_;
   lookup::NgramService ngram_;
   Drafter drafter_;
+  ForcedTokens forced_;
   MicroBatches step_;
   std::unique_ptr<model::Engine> engine_;     // null until loaded
   std::unique_ptr<ExpertExchange> exchange_;  // with the engine
   bool loading_ = false, positioned_ = false, stepping_ = false, offering_ = false;
+  bool leaving_ = false, coordinator_lost_ = false;
   uint32_t reports_ = 0;
 };
 

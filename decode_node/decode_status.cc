@@ -23,6 +23,7 @@ void DecodeActor::fill(proto::Heartbeat& beat) {
   count("decode_batch_rows_total", static_cast<double>(c.batch_rows));
   count("decode_step_sequences_total", static_cast<double>(c.step_sequences));
   count("decode_tokens_total", static_cast<double>(c.tokens));
+  count("decode_forced_tokens_total", static_cast<double>(c.forced));
   count("decode_step_tokens_total", static_cast<double>(c.step_tokens));
   count("decode_drafted_total", static_cast<double>(c.drafted));
   count("decode_drafts_accepted_total", static_cast<double>(c.accepted));

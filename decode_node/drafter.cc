@@ -32,20 +32,26 @@ void Drafter::finish(model::Engine& engine, std::span<Sequence* const> members,
 void Drafter::run(model::Engine& engine, std::span<Sequence* const> members, model::KvPool& pool,
                   bool catch_up_only) {
   round_.clear();
-  std::vector<uint32_t> drafts(members.size(), 0);
+  std::vector<uint32_t> drafts(members.size(), 0);  // behind the forced tokens
+  uint32_t forced = 0;
   for (size_t i = 0; i < members.size() && !catch_up_only; ++i) {
-    const uint32_t left = members[i]->most_emitted - members[i]->emitted();
-    drafts[i] = std::min(members[i]->draft_length.steps(), left - 1);
+    const Sequence& member = *members[i];
+    const uint32_t left = member.most_emitted - member.emitted();
+    const uint32_t steps = std::min(member.draft_length.steps(), member.forced + left - 1);
+    drafts[i] = steps > member.forced ? steps - member.forced : 0;
+    forced += member.forced;
   }
-  trim_drafts(drafts, max_rows_);
+  trim_drafts(drafts, max_rows_ > forced ? max_rows_ - forced : 0);
   for (size_t i = 0; i < members.size(); ++i) {
     Sequence* const member = members[i];
-    const std::span<const TokenId> tokens(member->tokens);
+    const std::span<const TokenId> all(member->tokens);
+    const std::span<const TokenId> tokens = all.first(all.size() - member->forced);
     model::Drafting drafting;
     drafting.state = &*member->speculation;
     drafting.kv = member->kv(pool);
     drafting.tokens = tokens;
-    drafting.steps = drafts[i];
+    drafting.given = all.subspan(tokens.size());
+    if (drafts[i] > 0) drafting.steps = member->forced + drafts[i];
     drafting.choose = model::draft_sampler(
         tokens.first(member->prompt_tokens), tokens.subspan(member->prompt_tokens), eos_,
         member->sampling, member->matcher ? &*member->matcher : nullptr);
@@ -56,9 +62,8 @@ void Drafter::run(model::Engine& engine, std::span<Sequence* const> members, mod
 
 std::vector<Sequence*> Drafter::behind(std::span<Sequence* const> members) {
   const auto lags = [](const Sequence& sequence) {
-    const auto tokens = static_cast<uint32_t>(sequence.tokens.size());
     return sequence.doomed && sequence.speculation &&
-           final_slots(sequence) / model::kBlockTokens < (tokens - 1) / model::kBlockTokens;
+           final_slots(sequence) / model::kBlockTokens < sequence.known() / model::kBlockTokens;
   };
   std::vector<Sequence*> out;
   for (Sequence* member : members)
@@ -67,7 +72,7 @@ std::vector<Sequence*> Drafter::behind(std::span<Sequence* const> members) {
 }
 
 uint32_t final_slots(const Sequence& sequence) {
-  const auto known = static_cast<uint32_t>(sequence.tokens.size()) - 1;
+  const uint32_t known = sequence.known();
   return sequence.speculation ? std::min(known, sequence.speculation->filled() + 1) : known;
 }
 

@@ -67,5 +67,8 @@ int main(int argc, char** argv) {
   const node::MakeActor make = [&loaded](node::ProcessInfo& info) {
     return make_actor(loaded, info);
   };
-  return node::run_process(argc, argv, proto::Role::kDecode, make);
+  return node::run_process(argc, argv, proto::Role::kDecode, make,
+                           [](actor::Context& ctx, actor::Actor& actor) {
+                             static_cast<decode::DecodeActor&>(actor).leave(ctx);
+                           });
 }

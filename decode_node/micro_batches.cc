@@ -6,10 +6,6 @@ namespace decode {
 
 namespace {
 
-size_t rows_of(const Sequence& member) {
-  return 1 + (member.speculation ? member.speculation->drafts().size() : 0);
-}
-
 size_t rows_of(std::span<Sequence* const> members) {
   size_t rows = 0;
   for (const Sequence* member : members) rows += rows_of(*member);

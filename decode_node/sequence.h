@@ -25,8 +25,10 @@ struct SequenceKey {
 
 struct Sequence {
   SequenceKey key;
-  std::vector<TokenId> tokens;  // prompt, then emitted; while it runs all but the last have KV
+  // Prompt, then emitted. Between steps of a running one all but the last have KV.
+  std::vector<TokenId> tokens;
   uint32_t prompt_tokens = 0;
+  uint32_t forced = 0;  // last tokens that this step emitted without a pass (forced_tokens.h)
   base::Sampling sampling;
   uint32_t most_emitted = 0;  // min(max_tokens, what the context leaves)
   int32_t priority = 0;       // lower goes first (batcher.h)
@@ -71,6 +73,8 @@ struct Sequence {
   bool complete() const { return intake.all_committed() && first && !waits_for_grammar(); }
   bool running() const { return ticket != 0 && !doomed; }
   uint32_t emitted() const { return static_cast<uint32_t>(tokens.size()) - prompt_tokens; }
+  // Positions with KV, while it runs.
+  uint32_t known() const { return static_cast<uint32_t>(tokens.size()) - 1 - forced; }
 };
 
 // How a sequence stands after its last token.

@@ -19,6 +19,14 @@ Cache::Handle Cache::find(const base::GrammarText& text) {
   return Handle(&found->second);
 }
 
+std::unique_ptr<Grammar> Cache::take(const base::GrammarText& text) {
+  const auto found = entries_.find(text);
+  if (found == entries_.end() || found->second.users > 0) return nullptr;
+  std::unique_ptr<Grammar> taken = std::move(found->second.grammar);
+  entries_.erase(found);
+  return taken;
+}
+
 Cache::Handle Cache::insert(const base::GrammarText& text, std::unique_ptr<Grammar> grammar) {
   const auto [it, fresh] = entries_.try_emplace(text);
   if (fresh) it->second.grammar = std::move(grammar);

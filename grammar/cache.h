@@ -39,6 +39,9 @@ class Cache {
 
   // Empty when the grammar is not here.
   Handle find(const base::GrammarText& text);
+  // Takes it out, for the caller alone; null when it is not here, or in use. insert() gives it
+  // back.
+  std::unique_ptr<Grammar> take(const base::GrammarText& text);
   // A grammar of equal text that is here already stays.
   Handle insert(const base::GrammarText& text, std::unique_ptr<Grammar> grammar);
   size_t size() const { return entries_.size(); }

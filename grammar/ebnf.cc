@@ -6,6 +6,7 @@
 #include <map>
 
 #include "grammar/automaton.h"
+#include "grammar/number.h"
 #include "grammar/regex.h"
 #include "model/utf8.h"
 
@@ -165,12 +166,7 @@ class Parser {
       }
     }
   }
-  uint32_t number() {
-    uint64_t value = 0;
-    for (; peek() >= '0' && peek() <= '9'; ++at_)
-      value = std::min<uint64_t>(value * 10 + static_cast<uint64_t>(peek() - '0'), 1u << 30);
-    return static_cast<uint32_t>(value);
-  }
+  uint32_t number() { return read_number(text_, at_).value_or(0); }
 
   Result<ExprId> single() {
     const char c = peek();

@@ -1,9 +1,9 @@
 #include "grammar/grammar.h"
 
 #include <algorithm>
-#include <bit>
 
 #include "base/check.h"
+#include "base/hash.h"
 
 namespace grammar {
 
@@ -36,7 +36,9 @@ base::Result<std::unique_ptr<Grammar>> Grammar::make(const Rules& rules,
 }
 
 size_t Grammar::mask_bytes() const {
-  return (masks_.size() + partials_.size()) * vocabulary_.words() * sizeof(uint64_t);
+  constexpr size_t kEntry = 48;  // of a hash table
+  return (distinct_.size() + useful_) * vocabulary_.words() * sizeof(uint64_t) +
+         (masks_.size() + partials_.size()) * kEntry;
 }
 
 size_t Grammar::bytes() const { return mask_bytes() + states_.bytes(); }
@@ -46,7 +48,9 @@ void Grammar::trim() {
   if (age_ == states_.age() && mask_bytes() <= kMaskBytes) return;
   age_ = states_.age();
   masks_.clear();
+  distinct_.clear();
   partials_.clear();
+  useful_ = 0;
 }
 
 StateId Grammar::after(StateId state, TokenId token) {
@@ -113,14 +117,28 @@ const Grammar::Partial& Grammar::partial(StateId local) {
   }
   out.useful = out.unclear.size() <= most && work <= Limits::kMaskWork;
   if (!out.useful) out = Partial{};
+  useful_ += out.useful ? 1 : 0;
   return out;
 }
 
 std::span<const uint64_t> Grammar::mask(StateId state) {
   CHECK(age_ == states_.age(), "masks of states that were forgotten");
-  const auto [it, fresh] = masks_.try_emplace(state);
-  Mask& mask = it->second;
-  if (!fresh) return mask;
+  const auto [it, fresh] = masks_.try_emplace(state, nullptr);
+  if (fresh) it->second = &keep(find_mask(state));
+  return *it->second;
+}
+
+const Grammar::Mask& Grammar::keep(Mask mask) {
+  const uint64_t hash = base::hash64(std::as_bytes(std::span<const uint64_t>(mask)));
+  const auto [first, last] = distinct_.equal_range(hash);
+  for (auto it = first; it != last; ++it)
+    if (it->second == mask) return it->second;
+  return distinct_.emplace(hash, std::move(mask))->second;
+}
+
+// Empty: it costs too much.
+Grammar::Mask Grammar::find_mask(StateId state) {
+  Mask mask;
   const StateId local = states_.local(state);
   const Partial* known = local == kDead ? nullptr : &partial(local);
   if (known != nullptr && known->useful) {
@@ -130,16 +148,49 @@ std::span<const uint64_t> Grammar::mask(StateId state) {
       if (after(state, id) != kDead) set_bit(mask, id);
   } else {
     mask.assign(vocabulary_.words(), 0);
-    if (!walk(state, mask)) {
-      mask.clear();
-      return mask;
-    }
+    if (!walk(state, mask)) return {};
   }
   const bool stuck = std::ranges::all_of(mask, [](uint64_t word) { return word == 0; });
   if (states_.accepting(state) || stuck) {
     for (const TokenId id : vocabulary_.eos()) set_bit(mask, id);
   }
   return mask;
+}
+
+TokenId Grammar::only_token(StateId state, std::span<const TokenId> stops) {
+  constexpr TokenId kNone = model::Constraint::kNoToken;
+  TokenId only = kNone;
+  // False for a second one.
+  const auto take = [&only](std::span<const TokenId> ids) {
+    for (const TokenId id : ids) {
+      if (only != kNone && only != id) return false;
+      only = id;
+    }
+    return true;
+  };
+  const bool may_end = states_.accepting(state);
+  if (may_end && (!take(vocabulary_.eos()) || !take(stops))) return kNone;
+  const std::span<const Vocabulary::Node> nodes = vocabulary_.nodes();
+  path_[0] = state;
+  uint64_t work = 0;
+  for (size_t i = 0; i < nodes.size();) {
+    const Vocabulary::Node& node = nodes[i];
+    work += states_.ways(path_[node.depth]);
+    if (work > Limits::kMaskWork) return kNone;
+    const StateId next = states_.next(path_[node.depth], node.byte);
+    if (next == kDead) {
+      i = node.end;
+      continue;
+    }
+    path_[node.depth + 1u] = next;
+    for (const TokenId& id : vocabulary_.tokens_at(i)) {
+      const bool stop = std::ranges::find(stops, id) != stops.end();
+      if (!stop && !take(std::span(&id, 1))) return kNone;
+    }
+    ++i;
+  }
+  if (only == kNone && !take(vocabulary_.eos())) return kNone;
+  return only;
 }
 
 Matcher::Matcher(Grammar& grammar, std::vector<TokenId> stop_tokens)
@@ -240,14 +291,11 @@ std::string Matcher::forced_bytes(std::span<const TokenId> emitted, size_t most)
 }
 
 TokenId Matcher::only_token(std::span<const TokenId> emitted) {
-  TokenId only = kNoToken;
-  const std::span<const uint64_t> mask = allowed(emitted);
-  for (size_t word = 0; word < mask.size(); ++word) {
-    if (mask[word] == 0) continue;
-    if (only != kNoToken || std::popcount(mask[word]) > 1) return kNoToken;
-    only = static_cast<TokenId>(word * 64 + static_cast<size_t>(std::countr_zero(mask[word])));
-  }
-  return only;
+  const StateId state = follow(emitted);
+  if (state == kDead) return kNoToken;
+  if (state != kEnded) return grammar_->only_token(state, stops_);
+  const std::span<const TokenId> eos = grammar_->vocabulary().eos();
+  return eos.size() == 1 ? eos.front() : kNoToken;
 }
 
 }  // namespace grammar

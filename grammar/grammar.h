@@ -34,6 +34,10 @@ class Grammar {
   // until the next call or trim().
   std::span<const uint64_t> mask(StateId state);
   StateId after(StateId state, TokenId token);  // of its bytes; kDead if there are none
+  // The one token that mask() would have if an answer could end with `stops` as with an EOS;
+  // Constraint::kNoToken where there are several. Ends at the second one found, so where there is
+  // a choice it costs next to nothing.
+  TokenId only_token(StateId state, std::span<const TokenId> stops);
   // Frees what was found when it is more than the bounds allow.
   void trim();
   size_t bytes() const;  // of memory that trim() bounds, about
@@ -42,6 +46,7 @@ class Grammar {
     uint64_t walks = 0, reused = 0;  // masks by a walk over the vocabulary; with its help
   };
   const Counters& counters() const { return counters_; }
+  size_t distinct_masks() const { return distinct_.size(); }
 
  private:
   using Mask = std::vector<uint64_t>;
@@ -51,10 +56,12 @@ class Grammar {
     std::vector<TokenId> unclear;  // it depends on what lies below
     bool useful = false;           // few enough are unclear, and the work was in its limit
   };
-  static constexpr size_t kMaskBytes = 8u << 20;  // of masks kept
+  static constexpr size_t kMaskBytes = 8u << 20;  // of different masks kept
 
   Grammar(std::unique_ptr<Automaton> automaton, const Vocabulary& vocabulary);
   size_t mask_bytes() const;
+  Mask find_mask(StateId state);
+  const Mask& keep(Mask mask);
   // Every token by its bytes, from the state; false: over the limit of work.
   bool walk(StateId state, Mask& mask);
   const Partial& partial(StateId local);
@@ -65,9 +72,13 @@ class Grammar {
   const Vocabulary& vocabulary_;
   // Owned state.
   States states_;
-  std::unordered_map<StateId, Mask> masks_;
+  std::unordered_map<StateId, const Mask*> masks_;  // in distinct_
+  // By hash. The places of a long bounded text are states of their own, but nearly all have the
+  // same mask.
+  std::unordered_multimap<uint64_t, Mask> distinct_;
   std::unordered_map<StateId, Partial> partials_;
-  uint64_t age_ = 0;  // of the states that these are of
+  size_t useful_ = 0;  // partials
+  uint64_t age_ = 0;   // of the states that these are of
   std::vector<StateId> path_;
   Counters counters_;
 };
@@ -86,9 +97,7 @@ class Matcher final : public model::Constraint {
   // the answer may end. A token of them need not be what the model would draw: only a mask of one
   // token (only_token) leaves it no choice.
   std::string forced_bytes(std::span<const TokenId> emitted, size_t most = 256);
-  // The one token that may come next; kNoToken where there are several.
-  static constexpr TokenId kNoToken = UINT32_MAX;
-  TokenId only_token(std::span<const TokenId> emitted);
+  TokenId only_token(std::span<const TokenId> emitted) override;
 
  private:
   // kEnded: an EOS or stop token was emitted; only EOS may follow.

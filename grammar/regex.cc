@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "grammar/automaton.h"
+#include "grammar/number.h"
 #include "model/utf8.h"
 
 namespace grammar {
@@ -164,13 +165,7 @@ class Parser {
     if (most < least) return bad("a repetition from {} to {}", least, most);
     return true;
   }
-  std::optional<uint32_t> number() {
-    if (peek() < '0' || peek() > '9') return std::nullopt;
-    uint64_t value = 0;
-    for (; peek() >= '0' && peek() <= '9'; ++at_)
-      value = std::min<uint64_t>(value * 10 + static_cast<uint64_t>(peek() - '0'), 1u << 30);
-    return static_cast<uint32_t>(value);
-  }
+  std::optional<uint32_t> number() { return read_number(text_, at_); }
 
   Result<ExprId> single() {
     const char c = peek();

@@ -66,6 +66,7 @@ struct Generated {
   std::vector<base::TokenLogprobs> logprobs;  // empty unless asked for
   base::FinishReason finish = base::FinishReason::kNone;
   DraftCounters drafts;
+  uint32_t forced = 0;  // tokens, of no pass of their own
 };
 // The KV that a generation leaves behind.
 struct KvSeen {
@@ -81,6 +82,7 @@ struct GenerateOptions {
   DraftIndex later_drafts = DraftIndex::kReuseAppend;
   std::function<void(const KvSeen&)> at_end = nullptr;  // for tests
   Constraint* constraint = nullptr;                     // what the answer must keep to
+  bool force = true;  // emits what the constraint forces at once; never changes the answer
 };
 Generated generate(Engine& engine, std::span<const TokenId> prompt, const base::Sampling& sampling,
                    const GenerateOptions& options = {});

@@ -1,9 +1,10 @@
 // generate(): chunked prefill, then rounds of drafting and verification (of one token without
-// drafts), all through forward().
+// drafts), all through forward(). What a constraint forces is emitted between them (forced_run.h).
 #include <algorithm>
 #include <numeric>
 
 #include "base/check.h"
+#include "model/forced_run.h"
 #include "model/forward.h"
 
 namespace model {
@@ -22,6 +23,7 @@ class Run {
         length_(steps_),
         later_(options.later_drafts),
         constraint_(options.constraint),
+        force_(options.force && constraint_ != nullptr),
         prompt_size_(prompt.size()),
         tokens_(prompt.begin(), prompt.end()),
         pool_(KvPool::blocks_for(static_cast<uint32_t>(prompt.size()) + sampling.max_tokens),
@@ -52,23 +54,44 @@ class Run {
     }
     return judge(std::span(&(last_row_ = pass_.rows() - 1), 1), {});
   }
+  // Adds what must follow; returns how many tokens that are.
+  uint32_t force(Verified& next) {
+    forced_ = 0;
+    if (!force_ || next.finish != base::FinishReason::kNone) return 0;
+    std::vector<TokenId> all(emitted().begin(), emitted().end());
+    all.insert(all.end(), next.tokens.begin(), next.tokens.end());
+    const std::vector<TokenId> run = forced_run(*constraint_, all, shape_.eos, sampling_);
+    forced_ = static_cast<uint32_t>(run.size());
+    all.insert(all.end(), run.begin(), run.end());
+    next.tokens.insert(next.tokens.end(), run.begin(), run.end());
+    next.finish = finish_after(all, shape_.eos, sampling_);
+    return forced_;
+  }
   // Takes what was emitted; then drafts, verifies, and keeps the KV of what was accepted.
   Verified round(const Verified& before, DraftCounters& counters) {
     tokens_.insert(tokens_.end(), before.tokens.begin(), before.tokens.end());
     const auto left = static_cast<uint32_t>(sampling_.max_tokens - emitted().size());
-    const uint32_t steps = adapt_ ? length_.steps() : steps_;
-    if (steps_ > 0) draft(std::min(steps, left - 1));
-    const std::vector<TokenId> drafts(speculation_.drafts().begin(), speculation_.drafts().end());
+    const uint32_t steps = std::min(adapt_ ? length_.steps() : steps_, forced_ + left - 1);
+    if (steps_ > 0) draft(steps > forced_ ? steps : 0);
+    const std::span<const TokenId> drawn = speculation_.drafts();
+    const std::vector<TokenId> drafts(drawn.begin() + std::min<size_t>(forced_, drawn.size()),
+                                      drawn.end());
     tokens_.insert(tokens_.end(), drafts.begin(), drafts.end());
-    const auto count = static_cast<uint32_t>(drafts.size()) + 1;
-    run_pass(count);
-    tokens_.resize(tokens_.size() - drafts.size());
-    rows_.resize(count);
-    std::iota(rows_.begin(), rows_.end(), 0u);
+    const auto drafted = static_cast<uint32_t>(drafts.size());
+    run_pass(forced_ + 1 + drafted);
+    tokens_.resize(tokens_.size() - drafted);
+    if (forced_ > 0 && steps_ > 0) {
+      rows_.resize(forced_);
+      std::iota(rows_.begin(), rows_.end(), 0u);
+      engine_.final_norm(pass_, rows_, hidden_);
+      speculation_.add_hidden(hidden_);
+    }
+    rows_.resize(1 + drafted);
+    std::iota(rows_.begin(), rows_.end(), forced_);
     Verified out = judge(rows_, drafts);
-    counters.add(count - 1, out.accepted);
-    length_.add(count - 1, out.accepted);
-    done_ += out.accepted + 1;
+    counters.add(drafted, out.accepted);
+    if (forced_ == 0) length_.add(drafted, out.accepted);
+    done_ += forced_ + 1 + out.accepted;
     if (steps_ > 0)
       speculation_.add_hidden(std::span(hidden_).first((out.accepted + 1) * shape_.hidden));
     return out;
@@ -103,10 +126,13 @@ class Run {
     Drafting drafting;
     drafting.state = &speculation_;
     drafting.kv = KvView{&pool_, blocks_};
-    drafting.tokens = tokens_;
+    const std::span<const TokenId> all(tokens_);
+    const std::span<const TokenId> known = all.first(all.size() - forced_);
+    drafting.tokens = known;
+    drafting.given = all.subspan(known.size());
     drafting.steps = steps;
-    drafting.choose = draft_sampler(std::span(tokens_).first(prompt_size_), emitted(), shape_.eos,
-                                    sampling_, constraint_);
+    drafting.choose = draft_sampler(known.first(prompt_size_), known.subspan(prompt_size_),
+                                    shape_.eos, sampling_, constraint_);
     draft_round(engine_, std::span(&drafting, 1), draft_pass_, later_);
   }
   // What the target samples at those rows of the pass.
@@ -126,6 +152,7 @@ class Run {
   DraftLength length_;
   const DraftIndex later_;
   Constraint* const constraint_;  // null: none
+  const bool force_;
   const size_t prompt_size_;
   std::vector<TokenId> tokens_;  // prompt and emitted
   KvPool pool_;
@@ -135,6 +162,7 @@ class Run {
   std::vector<uint32_t> rows_;
   std::vector<float> logits_, hidden_;
   uint32_t done_ = 0, last_row_ = 0;
+  uint32_t forced_ = 0;  // last tokens, emitted without their pass
 };
 
 }  // namespace
@@ -155,6 +183,7 @@ Generated generate(Engine& engine, std::span<const TokenId> prompt, const base::
   Run run(engine, prompt, bounded, options);
   Verified next = run.prefill(options.chunk);
   while (true) {
+    out.forced += run.force(next);
     out.tokens.insert(out.tokens.end(), next.tokens.begin(), next.tokens.end());
     std::move(next.logprobs.begin(), next.logprobs.end(), std::back_inserter(out.logprobs));
     out.finish = next.finish;

@@ -18,6 +18,10 @@ class Constraint {
   // Bit t % 64 of word t / 64: token t may come next; at least one bit is set. Empty when `emitted`
   // itself breaks the constraint. Good until the next call.
   virtual std::span<const uint64_t> allowed(std::span<const TokenId> emitted) = 0;
+  // The one token that may come next, which is then what sample() draws, whatever the logits;
+  // kNoToken where there are several, or it is not known without more work than it may save.
+  static constexpr TokenId kNoToken = UINT32_MAX;
+  virtual TokenId only_token(std::span<const TokenId> emitted) = 0;
 };
 
 struct SampleInput {

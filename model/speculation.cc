@@ -65,15 +65,23 @@ class DraftPass {
     while (!order_.empty() && order_.back()->steps <= step) order_.pop_back();
     if (order_.empty()) return false;
     rows_.clear();
-    for (size_t i = 0; i < order_.size(); ++i)
-      rows_.push_back(pass_.segments[i].row + pass_.segments[i].count - 1);
-    const size_t vocab = engine_.shape().vocab;
-    logits_.resize(order_.size() * vocab);
-    engine_.draft_head(pass_, rows_, logits_);
+    drawn_.clear();
     for (size_t i = 0; i < order_.size(); ++i) {
-      std::vector<TokenId>& drafts = order_[i]->state->drafts_;
-      drafts.push_back(
-          order_[i]->choose(std::span<const float>(logits_).subspan(i * vocab, vocab), drafts));
+      rows_.push_back(pass_.segments[i].row + pass_.segments[i].count - 1);
+      if (step >= order_[i]->given.size()) drawn_.push_back(rows_.back());
+    }
+    const size_t vocab = engine_.shape().vocab;
+    logits_.resize(drawn_.size() * vocab);
+    if (!drawn_.empty()) engine_.draft_head(pass_, drawn_, logits_);
+    std::span<const float> logits(logits_);
+    for (const Drafting* sequence : order_) {
+      std::vector<TokenId>& drafts = sequence->state->drafts_;
+      if (step < sequence->given.size()) {
+        drafts.push_back(sequence->given[step]);
+        continue;
+      }
+      drafts.push_back(sequence->choose(logits.first(vocab), drafts));
+      logits = logits.subspan(vocab);
     }
     return true;
   }
@@ -113,7 +121,8 @@ class DraftPass {
   Pass& pass_;
   const size_t hidden_;
   std::vector<Drafting*> order_;
-  std::vector<uint32_t> rows_;  // of the pass, that draw
+  std::vector<uint32_t> rows_;   // of the pass, the last of each sequence
+  std::vector<uint32_t> drawn_;  // those of them that draw
   std::vector<float> logits_;
 };
 

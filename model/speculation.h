@@ -54,7 +54,8 @@ struct Drafting {
   Speculation* state = nullptr;
   KvView kv;                        // has layer shape().layers, blocks for all drafts
   std::span<const TokenId> tokens;  // prompt and emitted
-  uint32_t steps = 0;               // drafts wanted; 0: only catch up
+  std::span<const TokenId> given;   // what is known to follow them: the first drafts, not drawn
+  uint32_t steps = 0;               // drafts wanted, given ones too; 0: only catch up
   // The draft token for these logits after these drafts: as the target would sample there.
   std::function<TokenId(std::span<const float> logits, std::span<const TokenId> drafts)> choose;
 };

@@ -299,7 +299,7 @@ void Job::end_chunk() {
   sender_->push(pass_begin_, pass_end_ - pass_begin_, std::move(rows));
 }
 
-void Job::sample(model::Engine& engine) {
+void Job::sample(model::Engine& engine, std::unique_ptr<grammar::Grammar>& grammar) {
   const uint32_t last_row = pass_.rows() - 1;
   std::vector<float> logits(facts_.shape.vocab);
   engine.head(pass_, std::span(&last_row, 1), logits, drafts() ? &hidden_ : nullptr);
@@ -311,7 +311,7 @@ void Job::sample(model::Engine& engine) {
   input.prompt = all.first(start_.prompt_tokens);
   input.emitted = all.subspan(start_.prompt_tokens);
   input.eos = facts_.shape.eos;
-  const std::unique_ptr<grammar::Grammar> grammar = compile_grammar();
+  if (!grammar && sampling_.grammar.kind != base::GrammarKind::kNone) grammar = compile_grammar();
   std::optional<grammar::Matcher> matcher;
   if (grammar) {
     matcher.emplace(*grammar, sampling_.stop_tokens);
@@ -323,7 +323,6 @@ void Job::sample(model::Engine& engine) {
 }
 
 std::unique_ptr<grammar::Grammar> Job::compile_grammar() {
-  if (sampling_.grammar.kind == base::GrammarKind::kNone) return nullptr;
   base::Result<std::unique_ptr<grammar::Grammar>> made = nullptr;
   if (facts_.vocabulary) {
     made = grammar::Grammar::compile(sampling_.grammar, *facts_.vocabulary);

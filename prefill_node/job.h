@@ -4,7 +4,7 @@
 #include <optional>
 #include <vector>
 
-#include "grammar/grammar.h"
+#include "grammar/cache.h"
 #include "model/engine.h"
 #include "model/sampler.h"
 #include "node/store_outbox.h"
@@ -96,8 +96,10 @@ class Job final : private Party {
   bool at_last_token() const { return pass_end_ == total_; }  // of the chunk in the pass
   // This node draws the first token: it has the last row.
   bool samples() const { return !sender_ && rank_ == 0; }
-  // On the compute side, after the last chunk of the last stage.
-  void sample(model::Engine& engine);
+  const base::GrammarText& grammar_text() const { return sampling_.grammar; }
+  // On the compute side, after the last chunk of the last stage. `grammar`: of grammar_text(), this
+  // call's alone; null: it is compiled, and left there for the next job.
+  void sample(model::Engine& engine, std::unique_ptr<grammar::Grammar>& grammar);
 
   // Everything is computed and acknowledged: rank 0 sends the commit, once. True: it was taken, or
   // is not this rank's to send.
@@ -126,7 +128,7 @@ class Job final : private Party {
   void unreachable(base::NodeId node) override;
   void waits_for(base::NodeId rank) override;
   Task<void> watch_deadline();
-  // Null without a grammar, or where refused_ says why.
+  // Null where refused_ says why.
   std::unique_ptr<grammar::Grammar> compile_grammar();
   void wake_pass();
   Task<void> resume_pass();

@@ -88,6 +88,7 @@ Task<void> PrefillActor::load(Context& ctx, model::LayerRange layers, uint64_t t
   const uint64_t blocks = config_.kv_bytes / block_bytes;
   layers_ = layers;
   engine_ = std::move(*made);
+  grammars_.emplace();
   vocabulary_ = std::move(vocabulary);
   if (config_.share_experts) {
     dispatch_ = std::make_unique<experts::ExpertDispatch>(ctx, *engine_, proto::kPrefill,
@@ -172,6 +173,7 @@ void PrefillActor::fill(proto::Heartbeat& beat) {
   count("prefill_cached_tokens_total", c.cached_tokens);
   count("prefill_attempts_done_total", c.attempts_done);
   count("prefill_no_room_total", c.no_room);
+  count("grammars_compiled_total", c.grammars_compiled);
   count("kv_rows_sent_total", c.shipped.rows);
   count("kv_bytes_sent_total", c.shipped.bytes);
   count("kv_links_slow_total", c.jobs.links_slow);
@@ -400,9 +402,13 @@ Task<void> PrefillActor::compute(Context& ctx, Job& job) {
   if (whole) prefill_rate_.add(job.pass().rows(), site.seconds(), ctx.now());
   if (!experts::can_be_trusted(ctx, *engine_) && !job.over()) remove(job);
   if (!whole || job.over() || !job.samples() || !job.at_last_token()) co_return;
-  std::function<void()> draw = [this, &job] { job.sample(*engine_); };
+  const base::GrammarText& text = job.grammar_text();
+  std::unique_ptr<grammar::Grammar> grammar = grammars_->take(text);
+  if (!grammar && text.kind != base::GrammarKind::kNone) ++counters_.grammars_compiled;
+  std::function<void()> draw = [this, &job, &grammar] { job.sample(*engine_, grammar); };
   Task<void> run = ctx.offload(std::move(draw), cost_of_rows(1));
   co_await std::move(run);
+  if (grammar) grammars_->insert(text, std::move(grammar));
   if (!experts::can_be_trusted(ctx, *engine_) && !job.over()) remove(job);
 }
 

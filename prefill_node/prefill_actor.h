@@ -65,6 +65,7 @@ struct Ledger {
 struct PrefillCounters {
   uint64_t chunks = 0, tokens = 0, cached_tokens = 0, attempts_done = 0, attempts_failed = 0;
   uint64_t stale = 0, corrupt = 0, no_room = 0;
+  uint64_t grammars_compiled = 0;  // for first tokens
   ShipperCounters shipped;
   LoadCounters loaded;
   JobCounters jobs;
@@ -146,6 +147,7 @@ class PrefillActor final : public actor::Actor,
   std::unique_ptr<model::KvPool> pool_;    // with the engine
   base::Result<grammar::Vocabulary> vocabulary_ =
       base::fail(base::Code::kUnsupported, "this stage has no tokenizer");
+  std::optional<grammar::Cache> grammars_;  // with the engine: of that vocabulary
   uint64_t engines_ = 0;    // rises when engine_ changes; a scrub of an older one ends
   bool scrubbing_ = false;  // a part of it runs on engine_
   uint64_t loads_ = 0;      // counts welcomes; a load of an older one ends

@@ -169,6 +169,21 @@ TEST_F(MembershipTest, KeepsASpareUntilAPositionIsFree) {
   EXPECT_EQ(reply.position, 0u);
 }
 
+TEST_F(MembershipTest, TakesDecodeRanksBeyondTheConfiguredOnesUpToItsBound) {
+  MembershipOptions options = members_.options();
+  options.ranks_most = 4;
+  Membership members(options);
+  const auto ask = [&](uint64_t id, const char* name) {
+    return members.hello(NodeId{id}, hello(Role::kDecode, name), at(0)).reply;
+  };
+  EXPECT_EQ(ask(20, "decode-0").positions, 2u);
+  EXPECT_EQ(ask(23, "decode-3").position, 3u) << "before the configured ones are all here";
+  EXPECT_EQ(ask(23, "decode-3").positions, 4u);
+  EXPECT_EQ(ask(21, "decode-99").position, 1u);
+  EXPECT_EQ(ask(22, "another").position, 2u);
+  EXPECT_EQ(ask(24, "decode-4").verdict, Verdict::kNoPosition);
+}
+
 TEST_F(MembershipTest, ARestartEndsTheFormerLifeAndComesHome) {
   join(20, Role::kDecode, "decode-0");
   join(21, Role::kDecode, "decode-1");

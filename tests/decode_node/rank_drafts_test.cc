@@ -72,13 +72,11 @@ TEST_F(DraftingRankTest, LossDuplicatesAndReorderingChangeNoToken) {
   for (uint64_t seed = 1; seed <= 4; ++seed) {
     SCOPED_TRACE(seed);
     build({.seed = seed, .ranks = 2, .max_batch = 3, .mtp_steps = 3});
-    sim->network().loss = 0.1;
-    sim->network().duplicate = 0.1;
-    sim->network().reorder = 0.1;
+    disturb_network();
     for (const Request& request : mixed_requests(8)) submit_at(kReady + 2s, request);
     sim->run_until([] { return false; }, kReady + 2s + 10ms);
     ASSERT_TRUE(run(300s));
-    for (uint32_t id = 1; id <= 8; ++id) expect_oracle_tokens(id);
+    expect_oracle_tokens_up_to(8);
     sim->network() = {};
     expect_idle(2);
   }
@@ -89,10 +87,10 @@ TEST_F(DraftingRankTest, ARankThatDiesInTheMiddleOfARunLosesAndDoublesNoToken) {
     SCOPED_TRACE(seed);
     build({.seed = seed, .ranks = 2, .mtp_steps = 3});
     sim->network().loss = seed % 2 == 0 ? 0.1 : 0.0;
-    for (uint32_t id = 1; id <= 6; ++id) submit_at(kReady, plain_request(id, 30, 400));
+    submit_plain(6, 30, 400);
     sim->at(kReady + 40ms + seed * 731us, [this] { sim->kill("decode-1"); });
     ASSERT_TRUE(run(300s));
-    for (uint32_t id = 1; id <= 6; ++id) expect_oracle_tokens(id);
+    expect_oracle_tokens_up_to(6);
     EXPECT_GT(rank(0).counters().expert_redispatched, 0u);
     EXPECT_GT(rank(0).counters().accepted, 0u);
     sim->network() = {};
@@ -146,7 +144,7 @@ TEST_F(DraftingRankTest, ANumericalErrorEndsItsSequenceAfterTheTokensThatAreRigh
 
 TEST_F(DraftingRankTest, HeartbeatsTellHowDraftsFare) {
   build({.ranks = 1, .mtp_steps = 3});
-  for (uint32_t id = 1; id <= 3; ++id) submit_at(kReady, plain_request(id, 20, 3000));
+  submit_plain(3, 20, 3000);
   sim->run_until([] { return false; }, kReady + 500ms);
   const proto::Heartbeat& beat = cluster().beats().begin()->second;
   std::map<std::string, double> counters(beat.counters.begin(), beat.counters.end());

@@ -1,20 +1,42 @@
 // Lost, doubled, late and damaged messages; ranks that die, hang or are cut off.
 #include "tests/decode_node/rank_fixture.h"
+#include "tests/model/wrapped_engine.h"
 
 namespace decode {
 namespace {
+
+// Calls `dies` as its rank has sent rows away in a pass and computes those it kept: between
+// dispatch and combine (R04).
+class DyingEngine final : public model::testing::WrappedEngine {
+ public:
+  DyingEngine(std::unique_ptr<model::Engine> inner, int passes, std::function<void()> dies)
+      : WrappedEngine(*inner), owned_(std::move(inner)), left_(passes), dies_(std::move(dies)) {}
+  void route(uint32_t layer, model::Pass& pass) override {
+    WrappedEngine::route(layer, pass);
+    if (layer == 1 && --left_ == 0) dispatching_ = true;
+  }
+  void experts(uint32_t layer, std::span<const float> x, std::span<const uint16_t> rows,
+               std::span<const uint16_t> experts, std::span<float> out) override {
+    if (std::exchange(dispatching_, false)) dies_();
+    WrappedEngine::experts(layer, x, rows, experts, out);
+  }
+
+ private:
+  const std::unique_ptr<model::Engine> owned_;
+  int left_;
+  bool dispatching_ = false;
+  const std::function<void()> dies_;
+};
 
 TEST_F(RankTest, LossDuplicatesAndReorderingChangeNoToken) {
   for (uint64_t seed = 1; seed <= 6; ++seed) {
     SCOPED_TRACE(seed);
     build({.seed = seed, .ranks = 2});
-    sim->network().loss = 0.1;
-    sim->network().duplicate = 0.1;
-    sim->network().reorder = 0.1;
+    disturb_network();
     for (const Request& request : mixed_requests(8)) submit_at(kReady + 2s, request);
     sim->run_until([] { return false; }, kReady + 2s + 10ms);
     ASSERT_TRUE(run(300s));
-    for (uint32_t id = 1; id <= 8; ++id) expect_oracle_tokens(id);
+    expect_oracle_tokens_up_to(8);
     sim->network() = {};
     expect_idle(2);
   }
@@ -64,25 +86,49 @@ TEST_F(RankTest, WhenARankDiesTheOtherGoesOnWithTheSameTokens) {
     build({.seed = seed, .ranks = 2});
     sim->network().loss = seed % 2 == 0 ? 0.1 : 0.0;
     sim->network().duplicate = seed % 2 == 0 ? 0.1 : 0.0;
-    for (uint32_t id = 1; id <= 6; ++id) submit_at(kReady, plain_request(id, 30, 400));
+    submit_plain(6, 30, 400);
     sim->at(kReady + 70ms + seed * 731us, [this] { sim->kill("decode-1"); });
     ASSERT_TRUE(run(300s));
-    for (uint32_t id = 1; id <= 6; ++id) expect_oracle_tokens(id);
+    expect_oracle_tokens_up_to(6);
     EXPECT_GT(rank(0).counters().expert_redispatched, 0u);
     sim->network() = {};
     expect_idle(1);
   }
 }
 
+TEST_F(RankTest, ARankThatDiesBetweenDispatchAndCombineHoldsNobodyUp) {
+  for (const int passes : {1, 2, 20}) {
+    SCOPED_TRACE(passes);
+    std::optional<base::Time> died;
+    const auto engine = [&]() -> std::unique_ptr<model::Engine> {
+      return std::make_unique<DyingEngine>(model::make_oracle_engine(oracle), passes, [&] {
+        died = sim->now();
+        sim->at(sim->now().time_since_epoch(), [this] { sim->kill("decode-0"); });
+      });
+    };
+    build({.ranks = 2, .make_engine = engine, .engine_of = "decode-0"});
+    submit_plain(6, 30, 400);
+    sim->run_until([&] { return died.has_value(); }, kReady + 30s);
+    ASSERT_TRUE(died.has_value());
+    const uint64_t steps = rank(1).counters().steps;
+    sim->run_until([&] { return rank(1).counters().steps >= steps + 2; }, kReady + 60s);
+    EXPECT_LE(sim->now() - *died, 1200ms) << "no step waits longer for a rank that is dead";
+    ASSERT_TRUE(run(300s));
+    expect_oracle_tokens_up_to(6);
+    sim->run_for(5s);
+    EXPECT_EQ(rank(1).ledger(), Ledger{});
+  }
+}
+
 TEST_F(RankTest, ARestartedRankTakesItsShareAgain) {
   build({.ranks = 2});
-  for (uint32_t id = 1; id <= 6; ++id) submit_at(kReady, plain_request(id, 30, 600));
+  submit_plain(6, 30, 600);
   sim->at(kReady + 60ms, [this] { sim->kill("decode-1"); });
   sim->at(kReady + 90ms, [this] { sim->restart("decode-1"); });
   for (uint32_t id = 7; id <= 10; ++id) submit_at(kReady + 4s, plain_request(id, 30, 100));
   sim->run_until([] { return false; }, kReady + 5s);
   ASSERT_TRUE(run(300s));
-  for (uint32_t id = 1; id <= 10; ++id) expect_oracle_tokens(id);
+  expect_oracle_tokens_up_to(10);
   EXPECT_GT(rank(1).counters().expert_rows_received, 0u);
   EXPECT_GT(rank(1).counters().tokens, 0u);
   expect_idle(2);
@@ -90,10 +136,10 @@ TEST_F(RankTest, ARestartedRankTakesItsShareAgain) {
 
 TEST_F(RankTest, ARankThatHangsIsGoneRoundAndStartsANewLifeWhenItWakes) {
   build({.ranks = 2});
-  for (uint32_t id = 1; id <= 6; ++id) submit_at(kReady, plain_request(id, 30, 600));
+  submit_plain(6, 30, 600);
   sim->at(kReady + 60ms, [this] { sim->pause("decode-1", 4s); });
   ASSERT_TRUE(run(300s));
-  for (uint32_t id = 1; id <= 6; ++id) expect_oracle_tokens(id);
+  expect_oracle_tokens_up_to(6);
   sim->run_for(6s);
   EXPECT_EQ(cluster().ready_ranks(), 2u);  // it is back, as another life
   expect_idle(2);
@@ -101,7 +147,7 @@ TEST_F(RankTest, ARankThatHangsIsGoneRoundAndStartsANewLifeWhenItWakes) {
 
 TEST_F(RankTest, RanksThatCannotReachEachOtherComputeAllExpertsThemselves) {
   build({.ranks = 2});
-  for (uint32_t id = 1; id <= 6; ++id) submit_at(kReady, plain_request(id, 30, 200));
+  submit_plain(6, 30, 200);
   sim->at(kReady + 30ms, [this] {
     sim->cut("decode-0", "decode-1", 60s);
     sim->cut("decode-1", "decode-0", 60s);
@@ -116,11 +162,11 @@ TEST_F(RankTest, RanksThatCannotReachEachOtherComputeAllExpertsThemselves) {
 
 TEST_F(RankTest, ANewLifeInTheMiddleOfAStepFreesEverythingAndServesOn) {
   build({.ranks = 2});
-  for (uint32_t id = 1; id <= 6; ++id) submit_at(kReady, plain_request(id, 30, 600));
+  submit_plain(6, 30, 600);
   // Cut off long enough to be declared dead, while it goes on stepping.
   sim->at(kReady + 60ms, [this] { sim->partition({"decode-1"}, 3s); });
   ASSERT_TRUE(run(300s));
-  for (uint32_t id = 1; id <= 6; ++id) expect_oracle_tokens(id);
+  expect_oracle_tokens_up_to(6);
   for (uint32_t id = 7; id <= 10; ++id) submit_at(kReady + 40s, plain_request(id, 30, 100));
   sim->run_until([] { return false; }, kReady + 41s);
   ASSERT_TRUE(run(300s));

@@ -249,7 +249,10 @@ FakeCluster::Prefilled::Prefilled(model::Engine& engine, const Request& request)
   std::vector<float> logits(engine.shape().vocab);
   const uint32_t last = segment.count - 1;
   engine.head(pass, std::span(&last, 1), logits, &hidden);
-  first = model::sample({logits, request.prompt, emitted, engine.shape().eos}, request.sampling);
+  const grammar::Vocabulary vocabulary = byte_vocabulary(engine.shape());
+  Alone alone(vocabulary, request.sampling);
+  first = model::sample({logits, request.prompt, emitted, engine.shape().eos, alone.constraint()},
+                        request.sampling);
   if (engine.shape().mtp_steps == 0 || last == 0) return;
   std::vector<uint32_t> rows(last);
   std::iota(rows.begin(), rows.end(), 0u);
@@ -362,6 +365,20 @@ void FakeCluster::on(Context& ctx, const Incoming<proto::AttemptFailed>& in) {
 
 // --- the test's side
 
+grammar::Vocabulary byte_vocabulary(const model::Shape& shape) {
+  std::vector<std::string> bytes(shape.vocab);
+  for (size_t id = 0; id < std::min<size_t>(bytes.size(), 256); ++id)
+    bytes[id] = std::string(1, static_cast<char>(id));
+  for (const TokenId id : shape.eos) bytes[id].clear();
+  return grammar::Vocabulary(std::move(bytes), shape.eos);
+}
+
+Alone::Alone(const grammar::Vocabulary& vocabulary, const base::Sampling& sampling) {
+  if (sampling.grammar.kind == base::GrammarKind::kNone) return;
+  grammar = *grammar::Grammar::compile(sampling.grammar, vocabulary);
+  matcher.emplace(*grammar, sampling.stop_tokens);
+}
+
 void RankTest::build(Setup setup) {
   actor::SimOptions options;
   options.seed = setup.seed;
@@ -377,8 +394,9 @@ void RankTest::build(Setup setup) {
       config.identity.name = name;
       config.identity.coordinator = "sim://coordinator";
       config.shape = model::make_oracle_engine(oracle)->shape();
-      config.make_engine = [this, setup]() -> base::Result<std::unique_ptr<model::Engine>> {
-        return setup.make_engine ? setup.make_engine() : model::make_oracle_engine(oracle);
+      config.make_engine = [this, name, setup]() -> base::Result<std::unique_ptr<model::Engine>> {
+        const bool own = setup.make_engine && (setup.engine_of.empty() || setup.engine_of == name);
+        return own ? setup.make_engine() : model::make_oracle_engine(oracle);
       };
       config.kv_bytes = setup.kv_bytes;
       config.max_batch = setup.max_batch;
@@ -387,6 +405,10 @@ void RankTest::build(Setup setup) {
       config.micro_rows = setup.micro_rows;
       config.max_rows = setup.max_rows;
       config.steps_per_schedule = setup.steps_per_schedule;
+      config.force_tokens = setup.force_tokens;
+      config.make_vocabulary = [shape = config.shape]() -> base::Result<grammar::Vocabulary> {
+        return byte_vocabulary(shape);
+      };
       return std::make_unique<DecodeActor>(std::move(config));
     });
   }
@@ -429,6 +451,15 @@ void RankTest::submit_at(base::Duration at, Request request) {
   });
 }
 
+void RankTest::submit_plain(uint32_t count, uint32_t prompt, uint32_t max_tokens) {
+  for (uint32_t id = 1; id <= count; ++id) submit_at(kReady, plain_request(id, prompt, max_tokens));
+}
+
+void RankTest::disturb_network() {
+  actor::SimNetwork& network = sim->network();
+  network.loss = network.duplicate = network.reorder = 0.1;
+}
+
 void RankTest::cancel_at(base::Duration at, uint64_t id) {
   sim->at(at, [this, id] {
     actor::Context* ctx = sim->context("coordinator");
@@ -450,11 +481,20 @@ bool RankTest::run(base::Duration limit) {
 
 void RankTest::expect_oracle_tokens(uint32_t id) {
   const Request& request = cluster().request(id);
+  const grammar::Vocabulary vocabulary = byte_vocabulary(cluster().engine().shape());
+  Alone alone(vocabulary, request.sampling);
+  model::GenerateOptions options;
+  options.constraint = alone.constraint();
+  options.force = false;
   const model::Generated expected =
-      model::generate(cluster().engine(), request.prompt, request.sampling);
+      model::generate(cluster().engine(), request.prompt, request.sampling, options);
   EXPECT_EQ(request.tokens(), expected.tokens) << "request " << id;
   EXPECT_EQ(request.finish, expected.finish) << "request " << id;
   EXPECT_EQ(request.logprobs, expected.logprobs.size()) << "request " << id;
+}
+
+void RankTest::expect_oracle_tokens_up_to(uint32_t count) {
+  for (uint32_t id = 1; id <= count; ++id) expect_oracle_tokens(id);
 }
 
 void RankTest::expect_idle(uint32_t ranks) {

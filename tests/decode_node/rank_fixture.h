@@ -116,6 +116,16 @@ class FakeCluster final : public actor::Actor {
   std::map<RequestId, Request> requests_;
 };
 
+// A token for each byte, so that a grammar's literals leave no choice; the others have no bytes.
+grammar::Vocabulary byte_vocabulary(const model::Shape& shape);
+// What a constrained request must keep to, for one process; null for others.
+struct Alone {
+  Alone(const grammar::Vocabulary& vocabulary, const base::Sampling& sampling);
+  std::unique_ptr<grammar::Grammar> grammar;
+  std::optional<grammar::Matcher> matcher;
+  model::Constraint* constraint() { return matcher ? &*matcher : nullptr; }
+};
+
 // A cluster of `ranks` decode ranks named decode-0, decode-1 …
 class RankTest : public ::testing::Test {
  protected:
@@ -128,7 +138,9 @@ class RankTest : public ::testing::Test {
     uint32_t mtp_steps = 0;  // oracle.mtp_steps offers them
     uint32_t max_rows = 0;
     uint32_t steps_per_schedule = 1;
+    bool force_tokens = true;
     std::function<std::unique_ptr<model::Engine>()> make_engine = {};  // default: the oracle
+    std::string engine_of = {};  // the rank that gets it; empty: all
   };
   void build(Setup setup);
 
@@ -136,13 +148,17 @@ class RankTest : public ::testing::Test {
   static std::vector<Request> mixed_requests(uint32_t count, uint32_t max_tokens = 40);
   static Request plain_request(uint64_t id, uint32_t prompt, uint32_t max_tokens);
   void submit_at(base::Duration at, Request request);
+  void submit_plain(uint32_t count, uint32_t prompt, uint32_t max_tokens);  // at kReady, ids 1 …
   void cancel_at(base::Duration at, uint64_t id);
+  // A tenth of the messages is lost, doubled, late.
+  void disturb_network();
 
   FakeCluster& cluster() { return *as_cluster(sim->actor("coordinator")); }
   DecodeActor& rank(uint32_t i);
   bool run(base::Duration limit);          // until all requests are done
-  void expect_oracle_tokens(uint32_t id);  // equal to model::generate's
-  void expect_idle(uint32_t ranks);        // ledgers at zero soon
+  void expect_oracle_tokens(uint32_t id);  // equal to model::generate's, with a pass for each
+  void expect_oracle_tokens_up_to(uint32_t count);
+  void expect_idle(uint32_t ranks);  // ledgers at zero soon
 
   static constexpr base::Duration kReady = 1s;  // all ranks are ready by then
   model::OracleOptions oracle;

@@ -58,7 +58,7 @@ TEST_F(RankTest, AnAnswerThatIsNotSoundIsNeverUsed) {
       return std::make_unique<BrokenRank>(identity, fault, &asked);
     });
     cluster().only_experts.insert("decode-1");
-    for (uint32_t id = 1; id <= 3; ++id) submit_at(kReady, plain_request(id, 30, 100));
+    submit_plain(3, 30, 100);
     ASSERT_TRUE(run(60s));
     for (uint32_t id = 1; id <= 3; ++id) {
       expect_oracle_tokens(id);

@@ -9,7 +9,7 @@ TEST_F(RankTest, OneRankEmitsWhatOneProcessGenerates) {
   build({.ranks = 1});
   for (const Request& request : mixed_requests(12)) submit_at(kReady, request);
   ASSERT_TRUE(run(60s));
-  for (uint32_t id = 1; id <= 12; ++id) expect_oracle_tokens(id);
+  expect_oracle_tokens_up_to(12);
   EXPECT_EQ(rank(0).counters().expert_calls, 0u);
   expect_idle(1);
 }
@@ -18,7 +18,7 @@ TEST_F(RankTest, TwoRanksShareTheExpertsAndEmitTheSame) {
   build({.ranks = 2});
   for (const Request& request : mixed_requests(12)) submit_at(kReady, request);
   ASSERT_TRUE(run(60s));
-  for (uint32_t id = 1; id <= 12; ++id) expect_oracle_tokens(id);
+  expect_oracle_tokens_up_to(12);
   for (uint32_t i = 0; i < 2; ++i) {
     EXPECT_GT(rank(i).counters().expert_rows_sent, 0u);
     EXPECT_GT(rank(i).counters().expert_rows_received, 0u);
@@ -31,9 +31,9 @@ TEST_F(RankTest, TwoRanksShareTheExpertsAndEmitTheSame) {
 
 TEST_F(RankTest, TheBatchNeverGrowsPastItsBoundAndAllGetTheirTurn) {
   build({.ranks = 1, .max_batch = 3});
-  for (uint32_t id = 1; id <= 10; ++id) submit_at(kReady, plain_request(id, 20, 50));
+  submit_plain(10, 20, 50);
   ASSERT_TRUE(run(60s));
-  for (uint32_t id = 1; id <= 10; ++id) expect_oracle_tokens(id);
+  expect_oracle_tokens_up_to(10);
   const Counters& counters = rank(0).counters();
   EXPECT_EQ(counters.batch_rows, 10u * 49u);  // the first token is the prefill's
   EXPECT_LE(counters.batch_rows, counters.steps * 3);
@@ -62,15 +62,15 @@ TEST_F(RankTest, ASequenceEndsWhereTheContextEnds) {
 TEST_F(RankTest, MoreRequestsThanRoomWaitAndAllEnd) {
   // 4 layers × 16 bytes × 64 tokens = 4 KiB a block; a request needs 2.
   build({.ranks = 1, .kv_bytes = 5 * 4096});
-  for (uint32_t id = 1; id <= 9; ++id) submit_at(kReady, plain_request(id, 40, 60));
+  submit_plain(9, 40, 60);
   ASSERT_TRUE(run(60s));
-  for (uint32_t id = 1; id <= 9; ++id) expect_oracle_tokens(id);
+  expect_oracle_tokens_up_to(9);
   expect_idle(1);
 }
 
 TEST_F(RankTest, ACancelledRequestIsGoneAtTheEndOfItsStepAndOthersDoNotNotice) {
   build({.ranks = 2});
-  for (uint32_t id = 1; id <= 4; ++id) submit_at(kReady, plain_request(id, 20, 2000));
+  submit_plain(4, 20, 2000);
   for (uint32_t id = 5; id <= 6; ++id) submit_at(kReady, plain_request(id, 20, 200));
   for (uint32_t id = 1; id <= 4; ++id) {
     cancel_at(kReady + 100ms + id * 1100us, id);  // all over a step

@@ -76,6 +76,51 @@ TEST(Masks, GiveStopTokensTheRightsOfAnEnd) {
   EXPECT_EQ(matcher.only_token(ended), eos());
 }
 
+TEST(Masks, OfOneTokenAreKnownWithoutTheMask) {
+  const base::GrammarText texts[] = {
+      {GrammarKind::kRegex, "a(bc)?d[ef]xyz(g|h)?"},
+      {GrammarKind::kChoice, R"(["abc","abd","b"])"},
+      {GrammarKind::kJsonSchema, R"({"type":"object","properties":{"k":{"const":true}},)"
+                                 R"("required":["k"],"additionalProperties":false})"}};
+  uint32_t single = 0;
+  for (const base::GrammarText& text : texts) {
+    for (const std::vector<TokenId>& stops :
+         {std::vector<TokenId>{}, {TokenId{'g'}, TokenId{'d'}}, {TokenId{'!'}}}) {
+      const auto masks = *Grammar::compile(text, vocabulary());
+      const auto grammar = *Grammar::compile(text, vocabulary());
+      Matcher asked(*masks, stops), matcher(*grammar, stops);
+      base::Rng rng(3);
+      for (int walk = 0; walk < 20; ++walk) {
+        std::vector<TokenId> emitted;
+        while (emitted.size() < 20) {
+          const std::span<const uint64_t> mask = asked.allowed(emitted);
+          std::vector<TokenId> allowed;
+          for (TokenId id = 0; id < vocabulary().size(); ++id)
+            if (is_set(mask, id)) allowed.push_back(id);
+          ASSERT_FALSE(allowed.empty());
+          const bool one = allowed.size() == 1;
+          EXPECT_EQ(matcher.only_token(emitted), one ? allowed[0] : Matcher::kNoToken);
+          single += one ? 1 : 0;
+          emitted.push_back(allowed[rng.below(allowed.size())]);
+        }
+      }
+    }
+  }
+  EXPECT_GT(single, 100u);
+}
+
+TEST(Masks, OfALongBoundedTextAreSharedByItsPlaces) {
+  const auto grammar = *compiled(GrammarKind::kRegex, "[a-z]{1,2000}!");
+  Matcher matcher(*grammar);
+  std::vector<TokenId> emitted;
+  for (int i = 0; i < 1990; ++i) {
+    ASSERT_FALSE(matcher.allowed(emitted).empty());
+    emitted.push_back('a' + static_cast<TokenId>(i % 26));
+  }
+  EXPECT_LE(grammar->distinct_masks(), 40u) << "the first place, the last ones, and all others";
+  EXPECT_TRUE(is_set(matcher.allowed(as_bytes("abc")), '!'));
+}
+
 TEST(Masks, EndWhereNoTokenSpellsWhatMustFollow) {
   const Vocabulary poor({"a", "b", ""}, {2});
   const auto grammar = *Grammar::compile({GrammarKind::kRegex, "ax"}, poor);
@@ -145,8 +190,22 @@ TEST(Cache, KeepsWhatIsInUseAndForgetsTheRest) {
   EXPECT_FALSE(cache.find({GrammarKind::kRegex, "b"}));
   Cache::Handle moved = std::move(kept);
   EXPECT_TRUE(takes(*moved, "a"));
+  EXPECT_EQ(cache.take({GrammarKind::kRegex, "a"}), nullptr) << "somebody uses it";
   moved = {};
   EXPECT_EQ(cache.users(), 0u);
+}
+
+TEST(Cache, LendsAGrammarToOneAtATime) {
+  Cache cache(2);
+  const base::GrammarText text{GrammarKind::kRegex, "ab"};
+  EXPECT_EQ(cache.take(text), nullptr);
+  cache.insert(text, *compiled(text.kind, text.text));
+  std::unique_ptr<Grammar> taken = cache.take(text);
+  ASSERT_NE(taken, nullptr);
+  const Grammar* const same = taken.get();
+  EXPECT_EQ(cache.take(text), nullptr);
+  cache.insert(text, std::move(taken));
+  EXPECT_EQ(cache.take(text).get(), same);
 }
 
 std::string times(const std::string& text, int count) {

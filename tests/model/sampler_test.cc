@@ -376,6 +376,7 @@ struct Fixed final : model::Constraint {
     for (const TokenId id : ids) mask[id / 64] |= uint64_t{1} << (id % 64);
   }
   std::span<const uint64_t> allowed(std::span<const TokenId>) override { return mask; }
+  TokenId only_token(std::span<const TokenId>) override { return kNoToken; }
   std::vector<uint64_t> mask;
 };
 

@@ -57,9 +57,9 @@ struct World {
       sampling.frequency_penalty = i % 2 == 0 ? 0.5f : 0.0f;
       sampling.repetition_penalty = i % 5 == 0 ? 1.3f : 1.0f;
       sampling.min_tokens = i % 6 == 4 ? 30 : 0;  // more than the choices have
-      sampling.top_logprobs = i % 2 == 0 ? 2 : -1;
+      sampling.top_logprobs = i % 4 == 0 ? 2 : -1;
       submission.has_seed = true;
-      want.push_back(alone(*reference, submission, /*mtp_steps=*/0));
+      want.push_back(alone(*reference, submission, /*mtp_steps=*/0, /*force=*/false));
       asked.push_back(std::move(submission));
     }
   }
@@ -69,9 +69,10 @@ struct World {
   }
 
   model::Generated alone(model::Engine& engine, const coordinator::Submission& submission,
-                         uint32_t mtp_steps) const {
+                         uint32_t mtp_steps, bool force) const {
     model::GenerateOptions options;
     options.mtp_steps = mtp_steps;
+    options.force = force;
     const base::GrammarText& text = submission.sampling.grammar;
     if (text.kind == GrammarKind::kNone)
       return model::generate(engine, submission.prompt, submission.sampling, options);
@@ -108,16 +109,24 @@ TEST(Constrained, AnswersKeepToTheirGrammarAndEndWhereItDoes) {
   EXPECT_GE(ended, 6u);
 }
 
-TEST(Constrained, DraftsChangeNoToken) {
+TEST(Constrained, DraftsAndForcedTokensChangeNoToken) {
   World& w = world();
-  model::DraftCounters drafts;
-  for (size_t i = 0; i < w.asked.size(); ++i) {
-    const model::Generated got = w.alone(*w.local, w.asked[i], /*mtp_steps=*/3);
-    EXPECT_EQ(got.tokens, w.want[i].tokens) << "request " << i;
-    EXPECT_EQ(got.finish, w.want[i].finish) << "request " << i;
-    drafts.add(got.drafts);
+  for (const bool force : {false, true}) {
+    for (const uint32_t mtp_steps : {0u, 3u}) {
+      model::DraftCounters drafts;
+      uint32_t forced = 0;
+      for (size_t i = 0; i < w.asked.size(); ++i) {
+        const model::Generated got = w.alone(*w.local, w.asked[i], mtp_steps, force);
+        EXPECT_EQ(got.tokens, w.want[i].tokens) << "request " << i;
+        EXPECT_EQ(got.finish, w.want[i].finish) << "request " << i;
+        EXPECT_EQ(got.logprobs.size(), w.want[i].logprobs.size()) << "request " << i;
+        drafts.add(got.drafts);
+        forced += got.forced;
+      }
+      EXPECT_EQ(drafts.drafted > drafts.accepted, mtp_steps > 0) << "some were rejected";
+      EXPECT_EQ(forced > 0, force);
+    }
   }
-  EXPECT_GT(drafts.drafted, drafts.accepted) << "some were rejected";
 }
 
 // stages, ranks a stage, decode ranks, chunk, batch
@@ -130,6 +139,7 @@ TEST_P(ConstrainedTopologyTest, GivesTheTokensOfTheReference) {
   ClusterOptions options;
   std::tie(options.stages, options.sequence_ranks, options.ranks, options.chunk_tokens,
            options.max_batch) = GetParam();
+  options.mtp_steps = options.ranks == 2 ? 3 : 0;
   options.make_vocabulary = [&w]() -> base::Result<grammar::Vocabulary> { return w.load(); };
   SimCluster cluster(options, *w.local);
   ASSERT_TRUE(cluster.host().run_until([&] { return cluster.ready(); }, std::chrono::seconds(10)));
@@ -142,6 +152,7 @@ TEST_P(ConstrainedTopologyTest, GivesTheTokensOfTheReference) {
     EXPECT_EQ(got.tokens, w.want[i].tokens) << "request " << i;
     EXPECT_EQ(got.finish, w.want[i].finish) << "request " << i;
   }
+  EXPECT_GT(cluster.steps().forced, 0u);
 }
 
 std::string name_of(const ::testing::TestParamInfo<ConstrainedTopologyTest::ParamType>& info) {

@@ -78,6 +78,25 @@ void kill_ranks(SimCluster& cluster, Rng& rng, milliseconds span) {
   }
 }
 
+// Two ranks join, one leaves in order, one leaves or dies for good, and one of those that stay is
+// killed and comes back: 2, 4, 3, 2 ranks (R20).
+void ranks_come_and_go(SimCluster& cluster, Rng& rng, milliseconds span) {
+  for (const uint32_t rank : {2u, 3u})
+    cluster.host().at(between(rng, 300, 900), [&cluster, rank] { cluster.join(rank); });
+  const auto first = static_cast<uint32_t>(rng.below(4));
+  const auto second = static_cast<uint32_t>((first + 1 + rng.below(3)) % 4);
+  cluster.host().at(between(rng, 1500, 2300), [&cluster, first] { cluster.leave(first); });
+  const bool dies = rng.chance(0.5);
+  cluster.host().at(between(rng, 2500, 3500), [&cluster, second, dies] {
+    dies ? cluster.lose(second) : cluster.leave(second);
+  });
+  uint32_t stays = 0;
+  while (stays == first || stays == second) ++stays;
+  kill_and_restart(cluster, fmt::format("decode-{}", stays),
+                   between(rng, 1000, static_cast<uint64_t>(span.count())),
+                   between(rng, 100, 1500));
+}
+
 // No KV goes from one stage to one rank while all hear the coordinator (R23).
 void stage_and_rank_apart(SimCluster& cluster, Rng& rng, milliseconds span) {
   const std::string stage = fmt::format("prefill-{}", rng.below(2));
@@ -228,9 +247,18 @@ std::vector<Script> group_scripts() {
        .patience = seconds(60),
        .limit = seconds(120),
        .sequence_ranks = 3},
-      {"drafts", "three drafts a step, chats of two turns, every node killed and restarted", 0.05,
-       0.05, 0.05, kill_everything, false, false, seconds(120), seconds(300), false, false,
-       /*stores=*/2, /*corrupt=*/0.02, /*turns=*/2, /*sequence_ranks=*/1, /*mtp_steps=*/3},
+      {.name = "drafts",
+       .what = "three drafts a step, chats of two turns, every node killed and restarted",
+       .loss = 0.05,
+       .duplicate = 0.05,
+       .reorder = 0.05,
+       .faults = kill_everything,
+       .patience = seconds(120),
+       .limit = seconds(300),
+       .stores = 2,
+       .corrupt = 0.02,
+       .turns = 2,
+       .mtp_steps = 3},
       {.name = "grammar",
        .what = "2 % loss, every node killed and restarted, most requests constrained by a grammar",
        .loss = 0.02,
@@ -253,6 +281,21 @@ std::vector<Script> group_scripts() {
        .mtp_steps = 3,
        .constrained = true,
        .preempt = true},
+  };
+}
+
+// Of decode ranks and their experts that come, go and move.
+std::vector<Script> rank_scripts() {
+  return {
+      {.name = "elastic",
+       .what = "2 % loss, decode ranks join, leave in order and die: 2, 4, 3, 2 of them",
+       .loss = 0.02,
+       .duplicate = 0.02,
+       .reorder = 0.02,
+       .faults = ranks_come_and_go,
+       .patience = seconds(60),
+       .limit = seconds(300),
+       .constrained = true},
       {.name = "balance",
        .what = "1 % loss, busy experts get copies and move, no node fails",
        .loss = 0.01,
@@ -326,6 +369,7 @@ const std::vector<Script>& scripts() {
     std::ranges::move(kv_scripts(), std::back_inserter(made));
     std::ranges::move(group_scripts(), std::back_inserter(made));
     std::ranges::move(shard_scripts(), std::back_inserter(made));
+    std::ranges::move(rank_scripts(), std::back_inserter(made));
     return made;
   }();
   return all;

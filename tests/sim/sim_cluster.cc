@@ -73,7 +73,8 @@ grammar::Vocabulary simulated_vocabulary(const model::Shape& shape) {
   return grammar::Vocabulary(std::move(bytes), shape.eos);
 }
 
-SimCluster::SimCluster(const ClusterOptions& options, model::Engine& engine) {
+SimCluster::SimCluster(const ClusterOptions& options, model::Engine& engine)
+    : options_(options), engine_(engine) {
   config_.prefill_stages = options.stages;
   config_.sequence_parallel = options.sequence_ranks;
   config_.decode_ranks = options.ranks;
@@ -133,30 +134,7 @@ void SimCluster::add_nodes(const ClusterOptions& options, model::Engine& engine)
     });
     nodes_.push_back(name);
   }
-  for (uint32_t i = 0; i < options.ranks; ++i) {
-    const std::string name = fmt::format("decode-{}", i);
-    host_->add(name, proto::kDecode, [=, this, &engine] {
-      decode::DecodeConfig config;
-      config.identity = identity(proto::Role::kDecode, name, shape);
-      config.shape = shape;
-      config.make_engine = [this, name, &engine]() -> base::Result<std::unique_ptr<model::Engine>> {
-        return std::make_unique<SharedEngine>(engine, engines_, name);
-      };
-      config.make_vocabulary = make_vocabulary;
-      config.kv_bytes = options.decode_kv_bytes > 0 ? options.decode_kv_bytes : options.kv_bytes;
-      config.max_batch = options.max_batch;
-      config.max_rows = options.max_rows;
-      config.steps_per_schedule = options.steps_per_schedule;
-      config.share_ngram = options.share_ngram;
-      config.mtp_steps = options.mtp_steps;
-      config.micro_batches = options.micro_batches;
-      config.micro_rows = options.micro_rows;
-      config.experts.on = options.eplb || options.redundant_experts > 0;
-      config.experts.window = std::chrono::milliseconds(kWindowMs);
-      return std::make_unique<decode::DecodeActor>(std::move(config));
-    });
-    nodes_.push_back(name);
-  }
+  for (uint32_t i = 0; i < options.ranks; ++i) add_rank(options, engine, i);
   for (uint32_t i = 0; i < options.stores; ++i) {
     const std::string name = fmt::format("kvstore-{}", i);
     kvstore::SimMedium* medium = nullptr;
@@ -173,6 +151,58 @@ void SimCluster::add_nodes(const ClusterOptions& options, model::Engine& engine)
     });
     nodes_.push_back(name);
   }
+}
+
+void SimCluster::add_rank(const ClusterOptions& options, model::Engine& engine, uint32_t rank) {
+  const model::Shape shape = engine.shape();
+  auto make_vocabulary = options.make_vocabulary;
+  if (!make_vocabulary) make_vocabulary = [shape] { return simulated_vocabulary(shape); };
+  const std::string name = fmt::format("decode-{}", rank);
+  host_->add(name, proto::kDecode, [=, this, &engine] {
+    decode::DecodeConfig config;
+    config.identity = identity(proto::Role::kDecode, name, shape);
+    config.shape = shape;
+    config.make_engine = [this, name, &engine]() -> base::Result<std::unique_ptr<model::Engine>> {
+      return std::make_unique<SharedEngine>(engine, engines_, name);
+    };
+    config.make_vocabulary = make_vocabulary;
+    config.kv_bytes = options.kv_bytes;
+    config.max_batch = options.max_batch;
+    config.share_ngram = options.share_ngram;
+    config.mtp_steps = options.mtp_steps;
+    config.experts.on = options.eplb || options.redundant_experts > 0;
+    config.experts.window = std::chrono::milliseconds(kWindowMs);
+    return std::make_unique<decode::DecodeActor>(std::move(config));
+  });
+  nodes_.push_back(name);
+}
+
+void SimCluster::join(uint32_t rank) { add_rank(options_, engine_, rank); }
+
+void SimCluster::forget(const std::string& node) { std::erase(nodes_, node); }
+
+void SimCluster::leave(uint32_t rank) {
+  const std::string name = fmt::format("decode-{}", rank);
+  forget(name);
+  if (host_->actor(name) == nullptr) return;  // it is down, and stays so
+  actor::Context* context = host_->context(name);
+  context->injector().post(
+      [this, name, context] { as<decode::DecodeActor>(host_->actor(name))->leave(*context); });
+}
+
+void SimCluster::lose(uint32_t rank) {
+  const std::string name = fmt::format("decode-{}", rank);
+  forget(name);
+  host_->kill(name);
+}
+
+bool SimCluster::has_rank(uint32_t rank) {
+  return host_->actor(fmt::format("decode-{}", rank)) != nullptr;
+}
+
+uint64_t SimCluster::tokens_of(uint32_t rank) {
+  actor::Actor* actor = host_->actor(fmt::format("decode-{}", rank));
+  return actor == nullptr ? 0 : as<decode::DecodeActor>(actor)->counters().tokens;
 }
 
 coordinator::Gateway& SimCluster::gateway() {
@@ -249,6 +279,7 @@ SimCluster::Steps SimCluster::steps() {
     all.rows_received += counters.kv_rows_received;
     all.rows_held += counters.kv_rows_held;
     all.shard_answers += counters.shard_answers;
+    all.forced += counters.forced;
   }
   return all;
 }

@@ -84,6 +84,14 @@ class SimCluster {
   uint64_t late_experts(const std::string& node);
   const coordinator::ExpertBalance& balance();
 
+  // Decode ranks join and leave the running cluster. One that leaves ends its sequences first, or
+  // is killed and never comes back.
+  void join(uint32_t rank);
+  void leave(uint32_t rank);
+  void lose(uint32_t rank);
+  bool has_rank(uint32_t rank);
+  uint64_t tokens_of(uint32_t rank);  // that its present life emitted
+
   size_t submit(coordinator::Submission submission);  // now; the index of its Outcome
   void cancel(size_t index);
   const std::vector<std::unique_ptr<Outcome>>& outcomes() const { return outcomes_; }
@@ -91,7 +99,7 @@ class SimCluster {
 
   // Of the decode ranks' present lives.
   struct Steps {
-    uint64_t sequences = 0, tokens = 0, drafted = 0, accepted = 0;
+    uint64_t sequences = 0, tokens = 0, drafted = 0, accepted = 0, forced = 0;
     uint64_t rows_received = 0, rows_held = 0, shard_answers = 0;
   };
   Steps steps();
@@ -105,8 +113,12 @@ class SimCluster {
 
  private:
   void add_nodes(const ClusterOptions& options, model::Engine& engine);
+  void add_rank(const ClusterOptions& options, model::Engine& engine, uint32_t rank);
+  void forget(const std::string& node);  // it is not one of nodes() any more
   coordinator::Gateway& gateway();
 
+  const ClusterOptions options_;
+  model::Engine& engine_;
   base::ClusterConfig config_;
   std::vector<std::unique_ptr<kvstore::SimMedium>> disks_;
   std::map<std::string, SharedEngine*> engines_;  // of the nodes that have one now
