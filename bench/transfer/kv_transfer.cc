@@ -19,6 +19,7 @@
 #include <thread>
 
 #include "actor/zmq_host.h"
+#include "base/made_blob.h"
 #include "base/rng.h"
 #include "model/kv_pool.h"
 #include "proto/all.h"
@@ -105,9 +106,10 @@ class Giver final : public actor::Actor {
       ++sent_;
       base::Blob blob = blob_;
       if (work_ >= Work::kPools) {
-        base::Bytes bytes(s_.bytes());
-        model::copy_rows_out(rows_.view(), 0, 0, s_.rows, bytes.data());
-        blob = base::Blob(std::move(bytes));
+        const auto copy = [this](std::byte* out) {
+          model::copy_rows_out(rows_.view(), 0, 0, s_.rows, out);
+        };
+        blob = base::made_blob(s_.bytes(), copy);
       }
       proto::KvLayer message;
       message.token_count = s_.rows;

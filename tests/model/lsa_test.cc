@@ -318,6 +318,33 @@ TEST_P(LsaDerived, FollowsRowsThatArriveFromElsewhere) {
   expect_equal(*engine_, run_alone(*engine_, tokens, 0), sequence);
 }
 
+TEST_P(LsaDerived, OfABlockThatSequencesShareIsOneThreads) {
+  EngineOptions options;
+  options.hierarchical = {.on = GetParam(), .keep = 1, .from = 0};
+  options.threads = 3;
+  const std::unique_ptr<Engine> engine = model_.local(options);
+  const std::vector<TokenId> first = ids(300, 13);
+  std::vector<TokenId> second = ids(300, 14);
+  std::copy_n(first.begin(), 256, second.begin());
+  Sequence a(*engine, ids(900, 15)), b(*engine, second);  // the pool has room for both
+  a.tokens = first;
+  Pass pass;
+  advance(*engine, {&a}, {256}, pass);
+  b.pool.reset(a.pool.get());
+  b.blocks = a.blocks;
+  std::copy_n(a.blocks.begin() + 8, 4, b.blocks.begin() + 4);
+  b.done = a.done;
+  b.hidden = a.hidden;
+  for (uint32_t turn = 0; turn < 3; ++turn) {
+    for (const BlockId block : a.blocks)
+      for (uint32_t layer = 0; layer < 2; ++layer) a.pool->changed(block, layer);
+    advance(*engine, {&a, &b}, {20, 20}, pass);
+  }
+  expect_equal(*engine, run_alone(*engine, first, 0), a);
+  expect_equal(*engine, run_alone(*engine, second, 0), b);
+  (void)b.pool.release();  // it is the other's
+}
+
 TEST_P(LsaDerived, EndsWithTheBlocksOwner) {
   Sequence sequence = run_alone(*engine_, ids(300, 11), 0);
   KvPool& pool = *sequence.pool;
