@@ -15,6 +15,7 @@
 
 #include "actor/actor.h"
 #include "base/fault_point.h"
+#include "experts/expert_dispatch.h"
 #include "experts/expert_service.h"
 #include "lookup/ngram_service.h"
 #include "node/membership_client.h"
