@@ -11,8 +11,8 @@ namespace actor {
 // Whom a job is for. When a compute thread is free, what waits begins in this order
 // (job_queue.h); none is passed for ever.
 enum class Turn : uint8_t {
-  kAsked,      // other nodes wait for it
   kOwn,        // this node's own work waits for it
+  kAsked,      // other nodes wait for it
   kBackground  // nobody waits: packing, checking, compiling ahead
 };
 constexpr size_t kTurns = 3;

@@ -2,8 +2,9 @@
 // free. A job is chosen then and not before, so what came meanwhile may go first or come along.
 // Both hosts ask it; no Context, no clock.
 //
-//   by turn         what other nodes wait for, then own work, then background; in each the oldest
-//   not for ever    own work is passed by at most kPassedMost jobs, background by more
+//   by turn         own work, then what other nodes ask for, then background; in each the oldest.
+//                   While own work runs questions gather, and more of them go in company
+//   not for ever    each turn is passed by at most kPassedMost jobs
 //   in company      a joint job takes along those of its company that wait, whatever their turn
 #pragma once
 #include <array>
@@ -17,8 +18,9 @@ namespace actor {
 
 class JobQueue {
  public:
-  // Jobs of earlier turns that may begin while the oldest of a turn waits.
-  static constexpr std::array<uint32_t, kTurns> kPassedMost{0, 8, 64};
+  // Jobs of earlier turns that may begin while the oldest of a turn waits. A pass has three a
+  // layer.
+  static constexpr std::array<uint32_t, kTurns> kPassedMost{0, 3, 64};
 
   void add(ComputeJob job);
   bool empty() const;

@@ -1,6 +1,6 @@
 // CostedEngine: another engine's results at the price of a large model on a modelled host. A job
 // takes as long as reading the weights it uses at the host's bandwidth or multiplying them at its
-// rate, whichever is longer. Prefill and the head cost nothing.
+// rate, whichever is longer. Prefill costs its experts alone, the head nothing.
 #pragma once
 #include <vector>
 
@@ -31,7 +31,8 @@ class CostedEngine final : public model::Engine {
 
   // What was computed since the last call costs so much.
   base::Duration take_cost();
-  // From now on everything takes `times` as long.
+  // From now on attention and dense FFN of decode take `times` as long. Experts do not: prompts
+  // need them too.
   void slow_down(double times) { times_ = times; }
   // (row, expert) pairs computed since the start.
   uint64_t pairs() const { return pairs_; }
@@ -39,12 +40,12 @@ class CostedEngine final : public model::Engine {
   const model::Shape& shape() const override { return of_.shape(); }
   void embed(model::Pass& pass) override { of_.embed(pass); }
   void attend(uint32_t layer, uint32_t j, model::Pass& pass) override {
-    if (decodes(pass)) use(model_.attention, pass.rows());
+    if (decodes(pass)) use(model_.attention, pass.rows(), times_);
     of_.attend(layer, j, pass);
   }
   void route(uint32_t layer, model::Pass& pass) override { of_.route(layer, pass); }
   void mlp(uint32_t layer, uint32_t j, model::Pass& pass) override {
-    if (decodes(pass)) use(model_.mlp, pass.rows());
+    if (decodes(pass)) use(model_.mlp, pass.rows(), times_);
     of_.mlp(layer, j, pass);
   }
   void experts(uint32_t layer, std::span<const float> x, std::span<const uint16_t> rows,
@@ -59,7 +60,7 @@ class CostedEngine final : public model::Engine {
   // Every sequence adds one row: prompts here are longer.
   static bool decodes(const model::Pass& pass) { return pass.segments.size() == pass.rows(); }
   // `rows` rows through a matrix of so many elements.
-  void use(uint64_t elements, uint64_t rows);
+  void use(uint64_t elements, uint64_t rows, double times);
 
   model::Engine& of_;
   const ModelledModel model_;

@@ -27,13 +27,13 @@ Ids take(JobQueue& queue) {
   return ids;
 }
 
-TEST(JobQueue, WhatOthersWaitForGoesFirstThenOwnWorkThenBackground) {
+TEST(JobQueue, OwnWorkGoesFirstThenWhatOthersAskForThenBackground) {
   JobQueue queue;
   queue.add(job(1, Turn::kBackground));
-  queue.add(job(2, Turn::kOwn));
-  queue.add(job(3, Turn::kAsked));
-  queue.add(job(4, Turn::kOwn));
-  queue.add(job(5, Turn::kAsked));
+  queue.add(job(2, Turn::kAsked));
+  queue.add(job(3, Turn::kOwn));
+  queue.add(job(4, Turn::kAsked));
+  queue.add(job(5, Turn::kOwn));
   Ids order;
   while (!queue.empty()) order.push_back(take(queue).front());
   EXPECT_EQ(order, (Ids{3, 5, 2, 4, 1}));
@@ -50,7 +50,7 @@ uint32_t passed(Turn turn, Turn others) {
 }
 
 TEST(JobQueue, NoJobIsPassedForEver) {
-  EXPECT_EQ(passed(Turn::kOwn, Turn::kAsked), JobQueue::kPassedMost[1]);
+  EXPECT_EQ(passed(Turn::kAsked, Turn::kOwn), JobQueue::kPassedMost[1]);
   EXPECT_EQ(passed(Turn::kBackground, Turn::kAsked), JobQueue::kPassedMost[2]);
   EXPECT_EQ(passed(Turn::kBackground, Turn::kOwn), JobQueue::kPassedMost[2]);
 }
@@ -68,13 +68,13 @@ TEST(JobQueue, BackgroundBeginsThoughBothOtherTurnsAlwaysWait) {
     ASSERT_LT(own + asked, 100u);
   }
   EXPECT_EQ(own + asked, JobQueue::kPassedMost[2]);
-  EXPECT_EQ(asked / std::max(own, 1u), JobQueue::kPassedMost[1]);
+  EXPECT_EQ(own / std::max(asked, 1u), JobQueue::kPassedMost[1]);
 }
 
 TEST(JobQueue, AJointJobTakesItsCompanyAlongWhateverItsTurnAndNobodyElse) {
   JobQueue queue;
   Quiet work;
-  queue.add(joint(1, Turn::kOwn, work, {.number = 7, .size = 1, .most = 9}));
+  queue.add(joint(1, Turn::kBackground, work, {.number = 7, .size = 1, .most = 9}));
   queue.add(joint(2, Turn::kAsked, work, {.number = 8, .size = 1, .most = 9}));
   queue.add(job(3, Turn::kAsked));
   queue.add(joint(4, Turn::kAsked, work, {.number = 7, .size = 1, .most = 9}));

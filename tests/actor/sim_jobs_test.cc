@@ -32,10 +32,10 @@ TEST_F(SimTest, JobsThatWaitAreChosenWhenTheThreadIsFree) {
   Context* a = &ctx("a");
   a->spawn(own_then_note(a, Turn::kOwn, &order, "1"));  // begins at once
   a->spawn(own_then_note(a, Turn::kBackground, &order, "b"));
-  a->spawn(own_then_note(a, Turn::kOwn, &order, "2"));
-  sim.at(5ms, [&] { a->spawn(own_then_note(a, Turn::kAsked, &order, "p")); });
+  a->spawn(own_then_note(a, Turn::kAsked, &order, "p"));
+  sim.at(5ms, [&] { a->spawn(own_then_note(a, Turn::kOwn, &order, "2")); });
   sim.run_for(1s);
-  EXPECT_EQ(order, "1p2b");
+  EXPECT_EQ(order, "12pb");
 }
 
 TEST_F(SimTest, JointJobsThatCameWhileTheThreadWasBusyAreDoneTogether) {

@@ -44,6 +44,7 @@ class HeldBlocks : public ::testing::TestWithParam<uint32_t> {
     m.sampling.max_tokens = 100;
     m.deadline_ms = 600'000;
     m.block_root = root;
+    m.whole = true;
     EXPECT_EQ(table.reserve(m, {}), Outcome::kOk);
     return find(request, attempt).held_blocks;
   }
@@ -55,9 +56,12 @@ class HeldBlocks : public ::testing::TestWithParam<uint32_t> {
     table.admit(find(request));
     return find(request);
   }
+  const std::vector<Sequence*>& next_batch() {
+    return table.next_batch([](Sequence&) { ADD_FAILURE() << "there is room for all"; });
+  }
   // A step in which the sequence emits so many tokens; their KV but the last one's is there.
   void step(Sequence& sequence, uint32_t tokens) {
-    table.next_batch();
+    next_batch();
     for (uint32_t i = 0; i < tokens; ++i)
       sequence.tokens.push_back((static_cast<uint32_t>(sequence.tokens.size()) * 7) % 99);
     table.end_step();
@@ -125,7 +129,7 @@ TEST_P(HeldBlocks, AreTheStepsOwnTooOnceTheyAreFull) {
 TEST_P(HeldBlocks, StayWhileAnybodyHasThem) {
   Sequence& first = running(1, prompt(200));
   reserve(2, prompt(200));
-  ASSERT_EQ(table.next_batch().size(), 1u);
+  ASSERT_EQ(next_batch().size(), 1u);
   table.end(first);
   EXPECT_EQ(used(), 7u);
   table.end_step();

@@ -136,7 +136,7 @@ TEST(KvIntake, ChainsTheDigestsInTokenOrderWhateverOrderTheyCameIn) {
 }
 
 TEST(KvIntake, OfAShareTheRowsBeforeItAreNoneOfOurs) {
-  KvIntake intake(1, /*tokens=*/192, /*begin=*/128);
+  KvIntake intake(1, /*tokens=*/192, [](uint32_t) { return 128u; });
   EXPECT_EQ(intake.classify(0, 127, 1, digest(1)), Range::kConflict);
   EXPECT_EQ(intake.classify(0, 128, 65, digest(1)), Range::kConflict);
   ASSERT_EQ(intake.classify(0, 128, 64, digest(1)), Range::kNew);
