@@ -23,6 +23,9 @@ void StepBatch::assemble(std::span<Sequence* const> members, model::KvPool& pool
     segment.row = static_cast<uint32_t>(pass_.tokens.size());
     if (member->speculation) drafts = member->speculation->drafts();
     segment.count = 1 + static_cast<uint32_t>(drafts.size());
+    CHECK(position + segment.count <= member->blocks.size() * model::kBlockTokens,
+          "{} rows from position {} on have {} blocks", segment.count, position,
+          member->blocks.size());
     segment.position = position;
     segment.kv = model::KvView{&pool, member->blocks};
     segment.context = std::span<const TokenId>(member->tokens).subspan(position - back, back);
