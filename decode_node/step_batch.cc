@@ -32,6 +32,9 @@ void StepBatch::assemble(std::span<Sequence* const> members, model::KvPool& pool
     model::Segment segment;
     segment.row = static_cast<uint32_t>(pass_.tokens.size());
     segment.count = rows_of(*member);
+    const size_t blocks_end = member->first_block + member->blocks.size();
+    CHECK(position + segment.count <= blocks_end * model::kBlockTokens,
+          "{} rows from position {} on have blocks up to {}", segment.count, position, blocks_end);
     segment.position = position;
     segment.kv = member->kv(pool);
     segment.away = member->away;

@@ -168,6 +168,26 @@ TEST(Preempt, EveryRequestFinishesWithinTenTimesItsTimeAlone) {
   EXPECT_LE(together, 10 * alone);
 }
 
+TEST(Preempt, WhereTheLongestAnswerIsReservedNobodyGivesWay) {
+  const std::unique_ptr<model::Engine> engine = model::make_oracle_engine({});
+  ClusterOptions options;
+  options.decode_kv_bytes = kv_of(12, engine->shape());
+  options.reserve = "full";
+  SimCluster cluster(options, *engine);
+  ASSERT_TRUE(cluster.host().run_until([&] { return cluster.ready(); }, std::chrono::seconds(9)));
+  for (base::TokenId i = 0; i < 8; ++i) {
+    coordinator::Submission submission;
+    submission.prompt.assign(40, 5 + i);
+    submission.sampling.max_tokens = 300;
+    submission.sampling.ignore_eos = true;
+    cluster.submit(submission);
+  }
+  ASSERT_TRUE(
+      cluster.host().run_until([&] { return cluster.all_over(); }, std::chrono::minutes(2)));
+  for (const auto& outcome : cluster.outcomes()) EXPECT_EQ(outcome->usage.attempts, 1u);
+  EXPECT_EQ(cluster.preemptions(), 0u);
+}
+
 // A stream of urgent requests keeps the rank full; the one that can wait is served all the same.
 TEST(Preempt, AStreamOfEarlierPrioritiesDoesNotStarveALaterOne) {
   const std::unique_ptr<model::Engine> engine = model::make_oracle_engine({});

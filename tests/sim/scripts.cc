@@ -275,7 +275,7 @@ std::vector<Script> group_scripts() {
        .reorder = 0.05,
        .faults = kill_ranks,
        .cancels = true,
-       .patience = seconds(60),
+       .patience = seconds(120),
        .limit = seconds(300),
        .corrupt = 0.01,
        .mtp_steps = 3,
