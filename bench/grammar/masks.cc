@@ -9,6 +9,7 @@
 #include <chrono>
 
 #include "base/rng.h"
+#include "bench/grammar/serving.h"
 #include "grammar/grammar.h"
 
 namespace {
@@ -114,6 +115,10 @@ int main(int argc, char** argv) {
   std::string model;
   app.add_option("--vocabulary", size, "tokens")->capture_default_str();
   app.add_option("--model", model, "a model's folder, for its tokenizer");
+  uint32_t schemas = 0;
+  app.add_option("--schemas", schemas, "instead: the memory that so many random schemas take");
+  std::string steps;
+  app.add_option("--steps", steps, "instead: the cost beside the steps of this checkpoint");
   CLI11_PARSE(app, argc, argv);
   const Clock::time_point begin = Clock::now();
   auto vocabulary = std::make_unique<grammar::Vocabulary>(made_up(size));
@@ -127,6 +132,15 @@ int main(int argc, char** argv) {
   }
   fmt::print("{} tokens, {} nodes in the trie, made in {:.0f} ms\n", vocabulary->size(),
              vocabulary->nodes().size(), us_since(begin) / 1000);
+  if (schemas > 0) {
+    bench::measure_memory(*vocabulary, schemas);
+    return 0;
+  }
+  if (!steps.empty()) {
+    const base::Status measured = bench::measure_steps(steps, *vocabulary);
+    if (!measured) fmt::print(stderr, "{}\n", base::to_string(measured.error()));
+    return measured ? 0 : 1;
+  }
   std::vector<uint64_t> half(vocabulary->words(), 0x5555555555555555);
   fmt::print("barring half of the logits: {:.0f} us\n", bar(*vocabulary, half));
   fmt::print("{:<10} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7} {:>7}   (us)\n", "", "compile",

@@ -112,7 +112,9 @@ TEST_F(RankTest, ARankThatDiesBetweenDispatchAndCombineHoldsNobodyUp) {
     ASSERT_TRUE(died.has_value());
     const uint64_t steps = rank(1).counters().steps;
     sim->run_until([&] { return rank(1).counters().steps >= steps + 2; }, kReady + 60s);
-    EXPECT_LE(sim->now() - *died, 1200ms) << "no step waits longer for a rank that is dead";
+    // The fake coordinator sees a death by six silent heartbeats; the rest is the view's way and
+    // two steps. (The real one is told of the lost connection and needs two.)
+    EXPECT_LE(sim->now() - *died, 1200ms + 100ms) << "the step waits for nothing but the view";
     ASSERT_TRUE(run(300s));
     expect_oracle_tokens_up_to(6);
     sim->run_for(5s);
