@@ -166,6 +166,7 @@ TEST_P(HeldBlocks, WithoutRoomForTheRestNothingIsTaken) {
   m.prompt_tokens = 200;
   m.sampling.max_tokens = 200;  // 7 blocks, 4 more than are held
   m.block_root = kTenant;
+  m.whole = true;
   EXPECT_EQ(table.reserve(m, {}), Outcome::kNoRoom);
   EXPECT_EQ(used(), 38u);
   for (uint64_t request : {1, 2, 3, 4}) table.end(find(request));

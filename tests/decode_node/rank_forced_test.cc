@@ -114,6 +114,7 @@ TEST_F(ForcedRankTest, ALongRunIsCutIntoSteps) {
   build({.ranks = 1});
   Request request = bound(1, GrammarKind::kRegex, "[ab]" + std::string(200, 'x') + "[yz]");
   request.sampling.max_tokens = 1000;
+  request.whole = true;  // blocks never cut a run short
   submit_at(kReady, std::move(request));
   ASSERT_TRUE(run(60s));
   expect_oracle_tokens(1);

@@ -173,6 +173,17 @@ void expect_the_tokens_of_the_reference(const Levels& levels) {
     EXPECT_EQ(got.tokens, w.want[constrained][i].tokens) << "request " << i;
     EXPECT_EQ(got.finish, w.want[constrained][i].finish) << "request " << i;
   }
+  const SimCluster::Steps steps = cluster.steps();
+  if (value(levels, kShards) > 1 && value(levels, kRanks) > 1) {
+    EXPECT_GT(steps.shard_answers, 0u) << "no KV was shared out";
+  }
+  if (value(levels, kPreempted) != 0 && value(levels, kRanks) == 1) {
+    EXPECT_GT(cluster.preemptions(), 0u) << "nobody had to give way";
+  }
+  EXPECT_EQ(steps.drafted > 0, value(levels, kDrafts) > 0);
+  if (constrained) {
+    EXPECT_GT(steps.forced, 0u) << "the schema left a choice everywhere";
+  }
   EXPECT_TRUE(
       cluster.host().run_until([&] { return cluster.held().empty(); }, std::chrono::minutes(11)))
       << cluster.held();
