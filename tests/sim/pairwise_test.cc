@@ -73,11 +73,11 @@ std::string to_string(const Levels& levels) {
 }
 
 constexpr uint32_t kSpan = 64;         // so that prompts of some hundred tokens can be shared out
-constexpr uint32_t kBlocksOfMost = 7;  // what the longest sequence here fills
+constexpr uint32_t kBlocksOfMost = 8;  // what the longest sequence here fills
 const base::GrammarText kSchema = {
     GrammarKind::kJsonSchema,
     R"({"type":"array","items":{"type":"object","properties":{"name":{"type":"string"},"kind":)"
-    R"({"enum":["file","folder"]}},"required":["name","kind"]},"minItems":9})"};
+    R"({"enum":["file","folder"]}},"required":["name","kind"]},"minItems":30})"};
 
 struct World {
   std::unique_ptr<model::Checkpoint> checkpoint;
@@ -103,7 +103,7 @@ struct World {
         submission.prompt.push_back(static_cast<base::TokenId>(rng.below(plain->shape().vocab)));
       submission.has_seed = true;
       base::Sampling& sampling = submission.sampling;
-      sampling.max_tokens = 75;  // over the end of a block and of what is reserved ahead
+      sampling.max_tokens = 130;  // over the ends of blocks and of what is reserved ahead
       sampling.ignore_eos = true;
       sampling.temperature = length % 4 == 0 ? 0.0f : 0.8f;
       sampling.seed = length;
@@ -156,6 +156,12 @@ ClusterOptions options_of(const Levels& levels, const model::Shape& shape) {
   return options;
 }
 
+// Clusters, and those in which some sequence gave way.
+struct Runs {
+  uint32_t all = 0, gave_way = 0;
+};
+Runs short_of_kv, with_kv;
+
 void expect_the_tokens_of_the_reference(const Levels& levels) {
   SCOPED_TRACE(to_string(levels));
   World& w = world();
@@ -177,9 +183,9 @@ void expect_the_tokens_of_the_reference(const Levels& levels) {
   if (value(levels, kShards) > 1 && value(levels, kRanks) > 1) {
     EXPECT_GT(steps.shard_answers, 0u) << "no KV was shared out";
   }
-  if (value(levels, kPreempted) != 0 && value(levels, kRanks) == 1) {
-    EXPECT_GT(cluster.preemptions(), 0u) << "nobody had to give way";
-  }
+  Runs& runs = value(levels, kPreempted) != 0 ? short_of_kv : with_kv;
+  ++runs.all;
+  runs.gave_way += cluster.preemptions() > 0 ? 1 : 0;
   EXPECT_EQ(steps.drafted > 0, value(levels, kDrafts) > 0);
   if (constrained) {
     EXPECT_GT(steps.forced, 0u) << "the schema left a choice everywhere";
@@ -200,7 +206,15 @@ TEST(PairwiseTable, HasEveryPairOfSettings) {
   EXPECT_GT(pairs_missing(level_counts(), shorter), 0u) << "eight rows cannot have them all";
 }
 
-class PairwiseTest : public ::testing::TestWithParam<Levels> {};
+class PairwiseTest : public ::testing::TestWithParam<Levels> {
+ protected:
+  static void SetUpTestSuite() { short_of_kv = with_kv = {}; }
+  static void TearDownTestSuite() {
+    EXPECT_EQ(with_kv.gave_way, 0u);
+    if (short_of_kv.all + with_kv.all < table().size()) return;  // some were left out
+    EXPECT_GE(short_of_kv.gave_way, short_of_kv.all / 3) << "of " << short_of_kv.all;
+  }
+};
 
 TEST_P(PairwiseTest, GivesTheTokensOfTheReference) {
   expect_the_tokens_of_the_reference(GetParam());

@@ -166,10 +166,14 @@ void SimCluster::add_rank(const ClusterOptions& options, model::Engine& engine, 
       return std::make_unique<SharedEngine>(engine, engines_, name);
     };
     config.make_vocabulary = make_vocabulary;
-    config.kv_bytes = options.kv_bytes;
+    config.kv_bytes = options.decode_kv_bytes > 0 ? options.decode_kv_bytes : options.kv_bytes;
     config.max_batch = options.max_batch;
+    config.max_rows = options.max_rows;
+    config.steps_per_schedule = options.steps_per_schedule;
     config.share_ngram = options.share_ngram;
     config.mtp_steps = options.mtp_steps;
+    config.micro_batches = options.micro_batches;
+    config.micro_rows = options.micro_rows;
     config.experts.on = options.eplb || options.redundant_experts > 0;
     config.experts.window = std::chrono::milliseconds(kWindowMs);
     return std::make_unique<decode::DecodeActor>(std::move(config));
