@@ -269,7 +269,8 @@ std::vector<Script> group_scripts() {
        .limit = seconds(300),
        .constrained = true},
       {.name = "preempt",
-       .what = "lossy, KV for few of the answers, priorities, some clients leave, ranks killed",
+       .what = "lossy, KV for few of the answers that begin alike, priorities, some leave, ranks "
+               "killed",
        .loss = 0.02,
        .duplicate = 0.05,
        .reorder = 0.05,
@@ -277,6 +278,7 @@ std::vector<Script> group_scripts() {
        .cancels = true,
        .patience = seconds(120),
        .limit = seconds(300),
+       .shared = true,
        .corrupt = 0.01,
        .mtp_steps = 3,
        .constrained = true,
