@@ -30,7 +30,7 @@ struct ClusterConfig {
   uint64_t prefill_kv_bytes = 256u << 20;
   // [decode]
   uint32_t decode_ranks = 2;       // EP degree
-  uint32_t kv_parallel = 1;        // only 1 is offered
+  uint32_t kv_parallel = 1;        // ranks that hold a long prompt's KV, at most
   uint32_t redundant_experts = 0;  // copies of busy experts, in each layer, over all ranks
   std::string eplb = "off";        // or on
   uint32_t eplb_window_ms = 60'000;

@@ -10,8 +10,9 @@ void DecodeActor::on(Context& ctx, const Incoming<proto::HoldKv>& in) {
   proto::KvReserved reply;
   reply.outcome = Outcome::kNoRoom;
   const SequenceKey key{in->request, in->attempt};
-  if (membership_.state() == proto::NodeState::kReady) {
-    const bool stale = shards_.find(key) == nullptr && table_.absent(key) == Outcome::kStale;
+  const bool again = shards_.find(key) != nullptr;  // answered as before, a leaving rank's too
+  if (again || membership_.state() == proto::NodeState::kReady) {
+    const bool stale = !again && table_.absent(key) == Outcome::kStale;
     if (!stale && in->attempt > 0) table_.cancel(in->request, in->attempt - 1);
     reply.outcome = stale ? Outcome::kStale : shards_.hold(in.msg, ctx.now());
   }
